@@ -1,0 +1,395 @@
+"""The configuration of a run: frozen dataclasses, validated once, at the edge.
+
+An experiment file (`experiments/*.py`) is data: a function `get_config()` that
+returns an `ml_collections.ConfigDict` of plain values. `from_dict` turns it into
+a `Config`; a name that does not exist is answered with the nearest that does.
+
+Where the paper leaves a choice open, the choice is a field here and its default
+is argued in the comment beside it. "NL" is arXiv 2512.24695.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any, Literal, Mapping
+
+
+class ConfigError(ValueError):
+  """A configuration that cannot be run; the message is one line for a person."""
+
+
+def _require(condition: bool, message: str) -> None:
+  if not condition:
+    raise ConfigError(message)
+
+
+def _positive(config: Any, *names: str) -> None:
+  for name in names:
+    value = getattr(config, name)
+    _require(
+        value > 0,
+        f'{type(config).__name__}.{name} must be positive; got {value}',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TitansConfig:
+  """Self-modifying Titans, NL §8 (Eq. 83-91), and what Table 6 takes away."""
+
+  # The form of every memory: a matrix z + zW, or the MLP of Eq. 89,
+  # z + act(z W_in) W_out. The MLP is the paper's; the matrix is about 3 x faster.
+  memory: Literal['matrix', 'mlp'] = 'mlp'
+  # Hidden width of an MLP memory over its input width: the main memory, and the
+  # memories that make keys, values and gates. Not given by the paper.
+  expansion: int = 4
+  projection_expansion: int = 1
+  # Tokens between two updates of the frozen copy that keys, values, gates,
+  # targets and gradients are computed from (Eq. 90): for the main memory, and
+  # for the others. One must divide the other.
+  chunk: int = 16
+  projection_chunk: int = 16
+  # Inner loss. 'delta': -<M(k), v^>, whose only erasure is that of DGD, the exact
+  # delta rule. 'l2': 1/2 |M(k) - v^|^2 at the frozen copy, the paper's literal
+  # choice, which erases twice (fixed point v^/2, eigenvalues near -1 in long
+  # chunks). 'delta' by default, because it is contractive for every input.
+  objective: Literal['delta', 'l2'] = 'delta'
+  # The target v^ = M(v). 'bounded': v^ / sqrt(1 + |v^|^2), inside the unit ball,
+  # so that no input can make a memory grow without bound; 'raw': as printed.
+  target: Literal['bounded', 'raw'] = 'bounded'
+  # Which state a query reads: 'causal', the state before its own token's write
+  # (Eq. 86); 'boundary', the frozen copy (Eq. 90), blind to its own chunk.
+  read: Literal['causal', 'boundary'] = 'causal'
+  # Inner learning rate eta = alpha * eta_max * sigmoid(.). With unit keys and
+  # eta_max <= 1 every write is a contraction. None: 1 for 'delta', and 1/chunk for
+  # 'l2', where the frozen gradient counts once for each token of the chunk.
+  eta_max: float | None = None
+  # The same for the memories of keys, values and gates, as a share of eta_max.
+  # Smaller, so that the projections drift more slowly than what they write.
+  projection_eta: float = 0.1
+  # eta / eta_max at initialisation.
+  eta_init: float = 0.5
+  # alpha at initialisation, a token. 0.999 halves a memory in 700 tokens.
+  retention_init: float = 0.999
+  # Momentum S_t = mu S_{t-1} + (1 - mu) G_t on the inner gradient. Only Table 6
+  # speaks of it; mu is data-dependent, momentum_init at initialisation.
+  momentum: bool = True
+  momentum_init: float = 0.5
+  # Table 6, one flag a row: plain gradient descent instead of DGD, no retention,
+  # static key / value memories, adaptive query.
+  dgd: bool = True
+  retention: bool = True
+  adaptive_k: bool = True
+  adaptive_v: bool = True
+  adaptive_q: bool = False
+  # Which layers of an MLP memory DGD decays along their input: all, or only the
+  # one that sees the key.
+  dgd_layers: Literal['all', 'input'] = 'all'
+  # Where the window-4 convolution sits: one for each of the q, k and v streams
+  # ahead of their memories (it breaks the symmetry between keys and values and
+  # stays parallel in time), one shared ahead of all, or none.
+  conv: Literal['streams', 'shared', 'none'] = 'streams'
+  conv_width: int = 4
+  # A static projection of the residual stream ahead of the memories: one for
+  # each stream, one for all, or none (each head sees its slice of the stream).
+  input_projection: Literal['streams', 'shared', 'none'] = 'shared'
+  # The chunk grid of packed documents. 'document': restarts at each document, so
+  # that a document packed anywhere gives what it gives alone. 'stream': keeps
+  # running, cheaper; the same where documents start at multiples of the chunk.
+  grid: Literal['document', 'stream'] = 'document'
+
+  def __post_init__(self):
+    _positive(
+        self, 'expansion', 'projection_expansion', 'chunk',
+        'projection_chunk', 'conv_width', 'projection_eta',
+    )
+    big, small = (
+        max(self.chunk, self.projection_chunk),
+        min(self.chunk, self.projection_chunk),
+    )
+    _require(
+        big % small == 0,
+        'TitansConfig.chunk and projection_chunk: one must divide the other;'
+        f' got {self.chunk} and {self.projection_chunk}',
+    )
+    _require(
+        0 < self.eta_init < 1,
+        f'TitansConfig.eta_init must be in (0, 1); got {self.eta_init}',
+    )
+    _require(
+        0.99 <= self.retention_init < 1,
+        'TitansConfig.retention_init must be in [0.99, 1);'
+        f' got {self.retention_init}',
+    )
+    _require(
+        0 < self.momentum_init < 1,
+        f'TitansConfig.momentum_init must be in (0, 1); got {self.momentum_init}',
+    )
+    if self.eta_max is not None:
+      _positive(self, 'eta_max')
+
+
+@dataclasses.dataclass(frozen=True)
+class ContinuumConfig:
+  """Continuum Memory System, NL §7.1 (Eq. 70-74): MLPs, fast to slow."""
+
+  # Update periods, fastest level first; each must divide the next. In optimizer
+  # steps under regime 'outer', in tokens under 'in_context'. One level of period
+  # 1 is a Transformer's MLP.
+  periods: tuple[int, ...] = (1, 4, 16)
+  # How the levels are joined: Eq. 73 (chain), Eq. 72 (chain; a level restarts
+  # from an initial state that the next slower level learns), Eq. 74 (sum).
+  variant: Literal['sequential', 'nested', 'independent'] = 'sequential'
+  # 'outer': a level is a parameter group of the outer optimizer with a period of
+  # its own. 'in_context': every sequence has fast weights of its own, updated on
+  # its own next-token loss, from initial states that are learned outside.
+  regime: Literal['outer', 'in_context'] = 'outer'
+  # Outer gradient through the in-context updates.
+  outer_gradient: Literal['exact', 'first_order'] = 'first_order'
+  # Inner learning rate of each level ('in_context'), for the mean over the chunk;
+  # 'sum' is the literal Eq. 71.
+  learning_rates: tuple[float, ...] = (1e-2, 1e-2, 1e-2)
+  accumulate: Literal['mean', 'sum'] = 'mean'
+
+  def __post_init__(self):
+    object.__setattr__(self, 'periods', tuple(self.periods))
+    object.__setattr__(self, 'learning_rates', tuple(self.learning_rates))
+    _require(
+        len(self.periods) > 0 and all(p > 0 for p in self.periods),
+        f'ContinuumConfig.periods must be positive; got {self.periods}',
+    )
+    for fast, slow in zip(self.periods, self.periods[1:]):
+      _require(
+          slow % fast == 0,
+          'ContinuumConfig.periods: each must divide the next, slower one;'
+          f' got {slow} after {fast} in {self.periods}',
+      )
+    if self.regime == 'in_context':
+      _require(
+          len(self.learning_rates) == len(self.periods),
+          'ContinuumConfig.learning_rates needs one rate a level; got'
+          f' {len(self.learning_rates)} for {len(self.periods)} periods',
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """A language model: the mixer, what follows it, and their sizes."""
+
+  # hope: self-modifying Titans, then a CMS. hope_attention: softmax attention,
+  # then a CMS. titans: static projections and one MLP. transformer: softmax
+  # attention and one SwiGLU MLP (Transformer++).
+  architecture: Literal['hope', 'hope_attention', 'titans', 'transformer'] = (
+      'hope'
+  )
+  vocab_size: int = 256
+  dim: int = 256
+  layers: int = 4
+  heads: int = 4
+  # Total hidden width of a block's MLPs over dim; levels of a CMS share it.
+  mlp_expansion: float = 4.0
+  # Tokens that softmax attention looks back on; also the size of its cache.
+  attention_window: int = 2048
+  rope_base: float = 10_000.0
+  # The self-modifying Titans and CMS of a block.
+  titans: TitansConfig = TitansConfig()
+  continuum: ContinuumConfig = ContinuumConfig()
+  tie_embeddings: bool = False
+  # Dtype of matrix products; parameters and states stay float32.
+  dtype: Literal['float32', 'bfloat16'] = 'float32'
+  # 'block': keep only each block's input for the backward pass.
+  remat: Literal['none', 'block'] = 'block'
+
+  def __post_init__(self):
+    _positive(
+        self, 'vocab_size', 'dim', 'layers', 'heads', 'mlp_expansion',
+        'attention_window',
+    )
+    _require(
+        self.dim % self.heads == 0,
+        f'ModelConfig.heads must divide dim; got heads={self.heads},'
+        f' dim={self.dim}',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Where text comes from and how it is cut into sequences."""
+
+  # stdlib: the source text of Python's standard library, on every machine.
+  # files: `path` is a file or a glob. tfds, array_record: see data/sources.py.
+  source: Literal['stdlib', 'files', 'tfds', 'array_record'] = 'stdlib'
+  path: str = ''
+  # Field of a record that holds the text (tfds, array_record).
+  text_field: str = 'text'
+  # Empty: bytes, 256 of them. Else a Hugging Face `tokenizers` JSON file.
+  tokenizer: str = ''
+  sequence_length: int = 512
+  batch_size: int = 8
+  # Documents start at multiples of this many tokens, so that the memories' chunk
+  # grid meets their beginning. 1 packs without gaps.
+  align: int = 16
+  # Share of documents held out for evaluation, chosen by a hash of their name.
+  holdout: float = 0.05
+  seed: int = 0
+
+  def __post_init__(self):
+    _positive(self, 'sequence_length', 'batch_size', 'align')
+    _require(
+        0 < self.holdout < 1,
+        f'DataConfig.holdout must be in (0, 1); got {self.holdout}',
+    )
+    _require(
+        self.source == 'stdlib' or bool(self.path),
+        f'DataConfig.path is empty; source={self.source!r} needs a path',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """The outermost level: AdamW, warm-up and cosine, clipping, accumulation."""
+
+  learning_rate: float = 1e-3
+  final_learning_rate: float = 0.1  # as a share of learning_rate
+  warmup_steps: int = 100
+  b1: float = 0.9
+  b2: float = 0.95
+  weight_decay: float = 0.1
+  clip_norm: float = 1.0
+  # Micro-batches a step, each of data.batch_size / accumulate sequences.
+  accumulate: int = 1
+
+  def __post_init__(self):
+    _positive(self, 'learning_rate', 'clip_norm', 'accumulate')
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Devices along each mesh axis; -1 takes all that are left."""
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+
+  def __post_init__(self):
+    sizes = (self.data, self.fsdp, self.tensor)
+    _require(
+        all(s == -1 or s > 0 for s in sizes) and sizes.count(-1) <= 1,
+        f'MeshConfig: sizes are positive, and one may be -1; got {sizes}',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """How long to train, and what to write down on the way."""
+
+  steps: int = 1000
+  seed: int = 0
+  log_every: int = 10
+  eval_every: int = 200
+  eval_batches: int = 16
+  checkpoint_every: int = 200
+  keep_checkpoints: int = 2
+  # Stop (and save) after this many seconds; 0: no limit. The schedule then runs
+  # over time instead of steps only if `steps` is reached first.
+  max_seconds: float = 0.0
+
+  def __post_init__(self):
+    _positive(
+        self, 'steps', 'log_every', 'eval_every', 'eval_batches',
+        'checkpoint_every', 'keep_checkpoints',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Everything that decides a run."""
+
+  model: ModelConfig = ModelConfig()
+  data: DataConfig = DataConfig()
+  optimizer: OptimizerConfig = OptimizerConfig()
+  mesh: MeshConfig = MeshConfig()
+  train: TrainConfig = TrainConfig()
+  # Where checkpoints, metrics and reports go.
+  workdir: str = ''
+
+  def __post_init__(self):
+    _require(
+        self.data.batch_size % self.optimizer.accumulate == 0,
+        'OptimizerConfig.accumulate must divide DataConfig.batch_size; got'
+        f' {self.optimizer.accumulate} and {self.data.batch_size}',
+    )
+
+
+def _coerce(value: Any, kind: Any, path: str) -> Any:
+  """Returns `value` as `kind`, or says what `path` would accept."""
+  origin = typing.get_origin(kind)
+  if dataclasses.is_dataclass(kind):
+    return _build(kind, value, path)
+  if origin is Literal:
+    options = typing.get_args(kind)
+    _require(
+        value in options,
+        f'{path} must be one of {", ".join(map(repr, options))}; got {value!r}',
+    )
+    return value
+  if origin in (types.UnionType, typing.Union):
+    inner = [k for k in typing.get_args(kind) if k is not type(None)]
+    return None if value is None else _coerce(value, inner[0], path)
+  if origin is tuple:
+    _require(
+        isinstance(value, (tuple, list)),
+        f'{path} must be a tuple; got {value!r}',
+    )
+    item = typing.get_args(kind)[0]
+    return tuple(_coerce(v, item, f'{path}[{i}]') for i, v in enumerate(value))
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  _require(
+      isinstance(value, kind) and not (kind is int and isinstance(value, bool)),
+      f'{path} must be {kind.__name__}; got {value!r}',
+  )
+  return value
+
+
+def _build(kind: type, values: Any, path: str) -> Any:
+  if dataclasses.is_dataclass(values):
+    return values
+  _require(
+      isinstance(values, Mapping) or hasattr(values, 'items'),
+      f'{path or "config"} must be a group of fields; got {values!r}',
+  )
+  hints = typing.get_type_hints(kind)
+  names = [f.name for f in dataclasses.fields(kind)]
+  kwargs = {}
+  for name, value in values.items():
+    where = f'{path}.{name}' if path else name
+    if name not in names:
+      near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+      hint = (
+          f'did you mean {near[0]!r}?' if near else f'fields: {", ".join(names)}'
+      )
+      raise ConfigError(f'unknown field {where!r}; {hint}')
+    kwargs[name] = _coerce(value, hints[name], where)
+  return kind(**kwargs)
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+  """Builds a `Config` from nested mappings (an `ml_collections.ConfigDict`).
+
+  Args:
+    values: fields by name, nested by group; what is absent keeps its default.
+
+  Returns:
+    The validated configuration.
+
+  Raises:
+    ConfigError: on an unknown field (with the nearest name), a wrong type, or
+      values that contradict each other; the message is one line.
+  """
+  return _build(Config, values, '')
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+  """Returns the configuration as nested dicts of plain values."""
+  return dataclasses.asdict(config)

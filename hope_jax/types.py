@@ -1,0 +1,29 @@
+"""Array aliases, shape letters and the dtype policy used in the whole package.
+
+Shape letters, in einsum strings and in every docstring:
+
+| letter | meaning                                        |
+|--------|------------------------------------------------|
+| B      | batch: independent streams of tokens           |
+| T      | time: tokens given in one call                 |
+| C      | chunk: tokens between two updates of a level   |
+| N      | chunks in a call                               |
+| H      | heads                                          |
+| K      | width of a key (and of a query)                |
+| V      | width of a value                               |
+| F      | hidden width of an MLP                         |
+| D      | model width                                    |
+| L      | layers                                         |
+| E      | vocabulary entries                             |
+
+Dtype policy: parameters, recurrent states, gates, norms, softmax and losses are
+float32; matrix products run in the compute dtype of the configuration and
+accumulate in float32.
+"""
+
+from typing import Any
+
+import jax
+
+Array = jax.Array
+PyTree = Any
