@@ -1,0 +1,1 @@
+"""Nested Learning and Hope in JAX (arXiv 2512.24695)."""

@@ -1,0 +1,1 @@
+"""Evaluations, each a function from a model to a dict of numbers."""

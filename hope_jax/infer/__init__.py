@@ -1,0 +1,1 @@
+"""A trained model that goes on reading, remembering and writing."""

@@ -1,0 +1,1 @@
+"""Recurrences that everything rests on, one folder each."""

@@ -1,0 +1,1 @@
+"""The gated delta recurrence: an oracle, a chunk-parallel form, one API."""

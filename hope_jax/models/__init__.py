@@ -1,0 +1,1 @@
+"""Flax modules that declare parameters and call `nested`."""

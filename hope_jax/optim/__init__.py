@@ -1,0 +1,1 @@
+"""Optax transformations of the outer levels."""

@@ -1,0 +1,1 @@
+"""The training loop, its step, its checkpoints and metrics."""

@@ -1,0 +1,20 @@
+"""Settings shared by all tests: JAX on the CPU, single-threaded LAPACK."""
+
+import os
+
+# Before the first import of jax, which reads them once. A machine with an
+# accelerator tests the same arithmetic as one without.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# OpenBLAS' threads and XLA's fight over the cores inside triangular_solve,
+# which then sometimes takes forty times as long.
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
+
+import jax
+import pytest
+
+
+@pytest.fixture
+def x64():
+  """Runs a test with 64-bit types, and leaves the next one as it was."""
+  with jax.enable_x64(True):
+    yield

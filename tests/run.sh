@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Lints and tests hope_jax, in a virtual environment that it keeps beside the
+# code. Needs Python 3.11 or newer, and a network the first time.
+#
+#   tests/run.sh                          everything but the slow tests
+#   tests/run.sh --all                    everything
+#   tests/run.sh tests/kernels -k state   arguments go to pytest
+#
+# HOPE_PYTHON, HOPE_VENV and HOPE_EXTRAS: see launch/environment.sh.
+set -euo pipefail
+
+# shellcheck source=launch/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../launch/environment.sh"
+
+arguments=()
+for argument in "$@"; do
+  if [[ $argument == --all ]]; then
+    arguments+=(-m '')
+  else
+    arguments+=("$argument")
+  fi
+done
+
+prepare dev
+cd "$ROOT"
+"$PYTHON" -m ruff check .
+exec "$PYTHON" -m pytest ${arguments[@]+"${arguments[@]}"}
