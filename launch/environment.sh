@@ -55,36 +55,53 @@ find_python() {
     "found: $(printf '%s; ' "${faults[@]}")set HOPE_PYTHON to one"
 }
 
-# prepare EXTRA...: installs hope_jax with these extras of setup.py. Does nothing
-# when the environment already holds them, for this setup.py and this interpreter.
+# create VERSION: makes the environment with BASE_PYTHON. Empties only what an
+# earlier run of this script filled: HOPE_VENV may name any folder.
+create() {
+  local options=()
+  if compgen -G "$VENV/.hope_jax-*" >/dev/null; then
+    options=(--clear)
+  elif [[ -e $VENV && ! -e $VENV/pyvenv.cfg ]]; then
+    fail "$VENV exists and is no virtual environment; set HOPE_VENV"
+  elif [[ -x $PYTHON ]]; then
+    fail "$VENV holds $("$PYTHON" --version 2>&1), not $1; remove it or set" \
+      "HOPE_VENV"
+  fi
+  echo "Creating $VENV with $1 ($BASE_PYTHON)" >&2
+  "$BASE_PYTHON" -m venv ${options[@]+"${options[@]}"} "$VENV" ||
+    fail "$BASE_PYTHON could not create $VENV"
+}
+
+# prepare EXTRAS: installs hope_jax with these extras of setup.py (comma
+# separated, may be empty). Does nothing when the environment already holds them,
+# for this setup.py and this interpreter.
 prepare() {
-  local extras wanted stamp log version
-  extras=$(IFS=,; echo "$*${HOPE_EXTRAS:+,$HOPE_EXTRAS}")
+  local extras stamp log version fault wanted
+  extras=$1${HOPE_EXTRAS:+,$HOPE_EXTRAS}
   extras=${extras#,}
   stamp=$VENV/.hope_jax-${extras:-base}
   log=$VENV/install.log
   if [[ -n ${HOPE_PYTHON:-} || ! -x $PYTHON ]]; then
     find_python
-    version=$("$BASE_PYTHON" --version 2>&1)
   else
-    version=$("$PYTHON" --version 2>&1)
+    fault=$(fault_of "$PYTHON")
+    [[ -z $fault ]] || fail "$fault; remove $VENV or set HOPE_VENV"
+    BASE_PYTHON=$PYTHON
   fi
+  version=$("$BASE_PYTHON" --version 2>&1)
   # An editable install points at the code, so moving the code undoes it.
   wanted="$version at $ROOT, setup.py $(cksum <"$ROOT/setup.py")"
   [[ $(cat "$stamp" 2>/dev/null) != "$wanted" ]] || return 0
 
   if [[ ! -x $PYTHON || $("$PYTHON" --version 2>&1) != "$version" ]]; then
-    echo "Creating $VENV with $version ($BASE_PYTHON)" >&2
-    "$BASE_PYTHON" -m venv --clear "$VENV" ||
-      fail "$BASE_PYTHON could not create $VENV"
+    create "$version"
   fi
   echo "Installing hope_jax${extras:+[$extras]} and what it needs, once;" \
     "log: $log" >&2
   if ! "$PYTHON" -m pip install --disable-pip-version-check --use-pep517 \
     --editable "$ROOT${extras:+[$extras]}" >"$log" 2>&1; then
     tail -n 20 "$log" >&2
-    fail "installation failed; is there a network, and space on the disk?" \
-      "Full log: $log"
+    fail "installation failed (network? disk?); full log: $log"
   fi
   echo "$wanted" >"$stamp"
 }

@@ -11,7 +11,7 @@ set -euo pipefail
 
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-prepare
+prepare ''
 
 if (($# == 0)); then
   # Alone, it writes below the repository, wherever it was called from.
