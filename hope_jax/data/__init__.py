@@ -1,9 +1,9 @@
 """Text in, packed batches out. The only folder that imports grain.
 
-    sources.py    where documents come from, and which of them are held out
-    tokenizer.py  bytes, or a Hugging Face `tokenizers` file
-    packing.py    documents into rows of one length, with segment ids
-    pipeline.py   the three joined: endless training batches, held-out batches
+- `sources.py`: where documents come from, and which of them are held out.
+- `tokenizer.py`: bytes, or a Hugging Face `tokenizers` file.
+- `packing.py`: documents into rows of one length, with segment ids.
+- `pipeline.py`: the three joined; endless training batches, held-out batches.
 """
 
 from hope_jax.data.pipeline import (
