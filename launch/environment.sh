@@ -76,10 +76,12 @@ create() {
 # separated, may be empty). Does nothing when the environment already holds them,
 # for this setup.py and this interpreter.
 prepare() {
-  local extras stamp log version fault wanted
+  local extras stamp stamps log version fault wanted
   extras=$1${HOPE_EXTRAS:+,$HOPE_EXTRAS}
   extras=${extras#,}
   stamp=$VENV/.hope_jax-${extras:-base}
+  stamps=("$stamp")
+  [[ -n $extras ]] || stamps=("$VENV"/.hope_jax-*)  # Any extras hold the base.
   log=$VENV/install.log
   if [[ -n ${HOPE_PYTHON:-} || ! -x $PYTHON ]]; then
     find_python
@@ -91,7 +93,7 @@ prepare() {
   version=$("$BASE_PYTHON" --version 2>&1)
   # An editable install points at the code, so moving the code undoes it.
   wanted="$version at $ROOT, setup.py $(cksum <"$ROOT/setup.py")"
-  [[ $(cat "$stamp" 2>/dev/null) != "$wanted" ]] || return 0
+  ! grep -qsxF "$wanted" "${stamps[@]}" || return 0
 
   if [[ ! -x $PYTHON || $("$PYTHON" --version 2>&1) != "$version" ]]; then
     create "$version"
