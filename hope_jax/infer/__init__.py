@@ -1,1 +1,1 @@
-"""A trained model that goes on reading, remembering and writing."""
+"""Using a trained model: sampling, and a memory that goes on living."""

@@ -1,1 +1,1 @@
-"""Optax transformations of the outer levels."""
+"""Optimizers: optax transformations, and the levels they act on."""

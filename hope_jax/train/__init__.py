@@ -1,1 +1,1 @@
-"""The training loop, its step, its checkpoints and metrics."""
+"""Training: the state, one pure step, the loop, checkpoints, metrics."""

@@ -1,0 +1,139 @@
+"""The optimizer of a run: clipping, AdamW, warm-up, cosine, level periods."""
+
+from collections.abc import Sequence
+import re
+
+import jax
+import optax
+
+from hope_jax.config import ConfigError, OptimizerConfig
+from hope_jax.optim import frequency
+from hope_jax.types import PyTree
+
+# Parameters below a module of one of these names are stacked over layers: their
+# first axis is the layer.
+STACKED = ('blocks', 'layers')
+# Never decayed, whatever their shape.
+UNDECAYED = re.compile(r'embed|norm|scale|bias|init', re.IGNORECASE)
+
+
+def _keys(path) -> list[str]:
+  return [str(getattr(k, 'key', getattr(k, 'name', k))) for k in path]
+
+
+def decay_mask(params: PyTree) -> PyTree:
+  """Returns True where weight decay belongs: on matrices that project.
+
+  Norms, biases, scalars, embeddings and the initial states of inner memories
+  are left alone: pulling those to zero changes what the model is, not how
+  smooth it is.
+  """
+
+  def decays(path, leaf):
+    keys = _keys(path)
+    stacked = any(key in STACKED for key in keys)
+    named = any(UNDECAYED.search(key) for key in keys[-2:])
+    return leaf.ndim - stacked >= 2 and not named
+
+  return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def level_labels(params: PyTree) -> PyTree:
+  """Returns 'level_i' below a continuum's level i, and 'base' elsewhere."""
+
+  def label(path, _):
+    keys = _keys(path)
+    if 'continuum' in keys:
+      after = keys[keys.index('continuum'):]
+      levels = [key for key in after if re.fullmatch(r'level_\d+', key)]
+      if levels:
+        return levels[0]
+    return 'base'
+
+  return jax.tree_util.tree_map_with_path(label, params)
+
+
+def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+  """Returns the learning rate by step: linear warm-up, then a cosine.
+
+  The step counted from 0 gets the rate of the end of its interval: the first
+  one already moves, and the last one has the final rate.
+
+  Args:
+    config: peak, final share and warm-up steps.
+    total_steps: the steps of the run.
+
+  Raises:
+    ConfigError: the warm-up is longer than the run.
+  """
+  warmup = config.warmup_steps
+  if not 0 <= warmup <= total_steps:
+    raise ConfigError(
+        'OptimizerConfig.warmup_steps must be between 0 and train.steps; got'
+        f' {warmup} of {total_steps}'
+    )
+  peak, cosine_steps = config.learning_rate, total_steps - warmup
+  curve = optax.linear_schedule(0.0, peak, warmup)
+  if cosine_steps:
+    cosine = optax.cosine_decay_schedule(
+        peak, cosine_steps, alpha=config.final_learning_rate
+    )
+    curve = optax.join_schedules([curve, cosine], [warmup])
+  return lambda step: curve(step + 1)
+
+
+def make_optimizer(
+    config: OptimizerConfig,
+    total_steps: int,
+    level_periods: Sequence[int] = (),
+) -> optax.GradientTransformation:
+  """Returns the outer optimizer.
+
+  Each step: the gradient is clipped by its global norm; each level accumulates
+  its share and, once in its period, makes one AdamW update from the mean. The
+  learning rate is that of the step at which the update happens, whatever the
+  level's period. Weight decay is part of an update, so a level of period p
+  decays p times as slowly.
+
+  Args:
+    config: the optimizer's fields.
+    total_steps: length of the schedule.
+    level_periods: the period of each level of the CMS, fastest first; empty
+      where every parameter moves at every step.
+
+  Returns:
+    An optax transformation. `frequency.update_counts` reads from its state how
+    often each level moved.
+
+  Raises:
+    ConfigError: the schedule or the periods cannot be.
+  """
+  schedule = make_schedule(config, total_steps)
+
+  def direction():
+    # Negated here and scaled by a positive rate outside, so that the -0.0 of a
+    # level that holds still stays -0.0.
+    return optax.chain(
+        optax.scale_by_adam(b1=config.b1, b2=config.b2),
+        optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
+        optax.scale(-1.0),
+    )
+
+  levels = {'base': (direction(), 1)}
+  for i, period in enumerate(level_periods):
+    levels[f'level_{i}'] = (direction(), period)
+  try:
+    by_level = frequency.nested(
+        levels, level_labels if level_periods else _all_base
+    )
+  except ValueError as error:
+    raise ConfigError(f'ContinuumConfig.periods: {error}') from error
+  return optax.chain(
+      optax.clip_by_global_norm(config.clip_norm),
+      by_level,
+      optax.scale_by_schedule(schedule),
+  )
+
+
+def _all_base(params: PyTree) -> PyTree:
+  return jax.tree.map(lambda _: 'base', params)

@@ -1,0 +1,153 @@
+"""Levels of the outer optimizer: parameter groups with update periods.
+
+Nested Learning orders the parts of a model by how often they are updated
+(arXiv 2512.24695, Def. 2). A level of period p sees every gradient and moves
+once in p steps (Eq. 71):
+
+  A_t = A_{t-1} + g_t;   at t = p, 2p, ...:  theta += f(A_t / p),  A_t = 0
+
+Not specified by the paper: what is accumulated, and its scale. Eq. 71 adds up
+the optimizer's directions; here the raw gradients are accumulated and the
+optimizer is run once a period on their mean, which is cheaper, and makes a
+level of period p the same as plain training with batches p times as large.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hope_jax.types import Array, PyTree
+
+
+class FrequencyState(NamedTuple):
+  """State of `at_frequency`."""
+
+  steps: Array  # int32 [], gradients seen
+  updates: Array  # int32 [], updates made: steps // period
+  accumulator: PyTree  # float32, like the parameters; empty at period 1
+  inner: PyTree  # the state of the wrapped transformation
+
+
+def _check_period(period: int, name: str) -> None:
+  if not isinstance(period, int) or isinstance(period, bool) or period < 1:
+    raise ValueError(f'{name} must be a positive integer; got {period!r}')
+
+
+def at_frequency(
+    tx: optax.GradientTransformation, period: int
+) -> optax.GradientTransformationExtraArgs:
+  """Applies `tx` once in `period` steps, to the mean gradient of the period.
+
+  Between two updates the parameters do not move by one bit: the update is -0.0,
+  the only number whose addition changes no float, not even -0.0. A
+  learning-rate schedule inside `tx` counts updates; one that is to count steps
+  belongs outside, as in `factory.make_optimizer`.
+
+  Args:
+    tx: any optax transformation.
+    period: steps between two updates; 1 is `tx` itself, with counters.
+
+  Returns:
+    A transformation with a `FrequencyState`.
+
+  Raises:
+    ValueError: the period is not a positive integer.
+  """
+  _check_period(period, 'period')
+  tx = optax.with_extra_args_support(tx)
+
+  def init(params):
+    accumulator = ()
+    if period > 1:
+      # float32 whatever the parameters are: a sum of many bf16 gradients would
+      # stop growing.
+      accumulator = jax.tree.map(
+          lambda p: jnp.zeros_like(p, jnp.float32), params
+      )
+    zero = jnp.zeros([], jnp.int32)
+    return FrequencyState(zero, zero, accumulator, tx.init(params))
+
+  def update(grads, state, params=None, **extra):
+    steps = state.steps + 1
+    if period == 1:
+      updates, inner = tx.update(grads, state.inner, params, **extra)
+      return updates, FrequencyState(steps, state.updates + 1, (), inner)
+
+    total = jax.tree.map(
+        lambda a, g: a + g.astype(jnp.float32), state.accumulator, grads
+    )
+
+    def move(_):
+      mean = jax.tree.map(
+          lambda a, g: (a / period).astype(g.dtype), total, grads
+      )
+      updates, inner = tx.update(mean, state.inner, params, **extra)
+      cleared = jax.tree.map(jnp.zeros_like, total)
+      return updates, FrequencyState(steps, state.updates + 1, cleared, inner)
+
+    def hold(_):
+      still = jax.tree.map(
+          lambda s: jnp.full(s.shape, -0.0, s.dtype), jax.eval_shape(move, 0)[0]
+      )
+      return still, FrequencyState(steps, state.updates, total, state.inner)
+
+    return jax.lax.cond(steps % period == 0, move, hold, 0)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def nested(
+    levels: Mapping[str, tuple[optax.GradientTransformation, int]],
+    label_fn: Callable[[PyTree], PyTree] | PyTree,
+) -> optax.GradientTransformationExtraArgs:
+  """Gives each level of the parameters an optimizer and a period of its own.
+
+  Args:
+    levels: label -> (transformation, period). Sorted by period, each must be a
+      multiple of the one before it, so that a slow level moves only when all
+      faster ones do.
+    label_fn: parameters -> labels, or a tree of labels, as in optax.partition.
+
+  Returns:
+    A transformation; read its counters with `update_counts`.
+
+  Raises:
+    ValueError: a period is not a positive integer, or not a multiple of the
+      period of the next faster level.
+  """
+  for label, (_, period) in levels.items():
+    _check_period(period, f'period of level {label!r}')
+  ordered = sorted(levels.items(), key=lambda item: item[1][1])
+  for (fast, (_, short)), (slow, (_, long)) in zip(ordered, ordered[1:]):
+    if long % short:
+      raise ValueError(
+          f'period {long} of level {slow!r} is not a multiple of period {short}'
+          f' of the faster level {fast!r}'
+      )
+  return optax.partition(
+      {label: at_frequency(tx, p) for label, (tx, p) in levels.items()},
+      label_fn,
+  )
+
+
+def update_counts(opt_state: PyTree) -> dict[str, Any]:
+  """Returns how often each level has been updated.
+
+  Args:
+    opt_state: any optimizer state with `FrequencyState`s in it.
+
+  Returns:
+    label of `nested` (or 'all' for an `at_frequency` of its own) -> int32 [].
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(
+      opt_state, is_leaf=lambda node: isinstance(node, FrequencyState)
+  )
+  counts = {}
+  for path, node in leaves:
+    if isinstance(node, FrequencyState):
+      labels = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
+      counts[labels[-1] if labels else 'all'] = node.updates
+  return counts

@@ -1,0 +1,55 @@
+"""What a training run carries from step to step."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hope_jax import sharding
+from hope_jax.types import Array, PyTree
+
+
+class TrainState(NamedTuple):
+  """Everything that decides the steps to come, apart from the data."""
+
+  step: Array  # int32 [], steps made
+  params: PyTree
+  opt_state: PyTree
+  rng: Array  # a key; step t uses fold_in(rng, t)
+
+
+def create(
+    model,
+    optimizer: optax.GradientTransformation,
+    sequence_length: int,
+    seed: int,
+    mesh: jax.sharding.Mesh,
+) -> TrainState:
+  """Initialises a run, every array in its place on the mesh from the start.
+
+  Args:
+    model: a Flax module; `init(rng, tokens)` gives boxed parameters.
+    optimizer: the outer optimizer.
+    sequence_length: T of the tokens that `init` is traced with.
+    seed: decides the parameters and all later random numbers.
+    mesh: the devices.
+
+  Returns:
+    The state at step 0. The same on any mesh.
+  """
+  init_key, step_key = jax.random.split(jax.random.key(seed))
+
+  def init_params():
+    example = jnp.zeros((1, sequence_length), jnp.int32)
+    return model.init(init_key, example)['params']
+
+  params = sharding.initialise(mesh, init_params)
+  placed = jax.tree.map(lambda p: p.sharding, params)
+  opt_shardings = sharding.optimizer_shardings(
+      mesh, jax.eval_shape(optimizer.init, params), params, placed
+  )
+  opt_state = jax.jit(optimizer.init, out_shardings=opt_shardings)(params)
+  whole = sharding.replicated(mesh)
+  step = jax.device_put(jnp.zeros([], jnp.int32), whole)
+  return TrainState(step, params, opt_state, jax.device_put(step_key, whole))

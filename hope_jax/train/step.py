@@ -1,0 +1,152 @@
+"""One training step, as a pure function.
+
+The loss is the mean negative log likelihood over the targets whose mask is 1,
+in nats a token. Everything is summed first and divided once by the number of
+targets of the whole batch, so that micro-batches with unequal numbers of
+targets, or rows on other devices, weigh as they would in one piece.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from hope_jax import sharding
+from hope_jax.train.state import TrainState
+from hope_jax.types import Array, PyTree
+
+Batch = dict[str, Array]
+Metrics = dict[str, Array]
+# (params, batch, rng) -> (sum of nats [] float32, diagnostics by name)
+LossFn = Callable[[PyTree, Batch, Array], tuple[Array, dict[str, Array]]]
+
+
+def token_nats(logits: Array, targets: Array) -> Array:
+  """Returns -log softmax(logits)[target], [B, T] float32.
+
+  Args:
+    logits: [B, T, E], any float dtype.
+    targets: int32 [B, T], in [0, E).
+  """
+  # float32 before the softmax: in bf16 the log of a sum over a vocabulary has
+  # two digits.
+  logits = logits.astype(jnp.float32)
+  return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+
+
+def make_loss_fn(model: Any) -> LossFn:
+  """Returns the language-modelling loss of a Flax module.
+
+  Args:
+    model: `apply({'params': p}, tokens, segment_ids=...)` returns logits and
+      the state it ends in; collection 'diagnostics' holds stability scalars.
+  """
+
+  def loss_fn(params, batch, rng):
+    (logits, _), extra = model.apply(
+        {'params': params},
+        batch['tokens'],
+        segment_ids=batch['segment_ids'],
+        rngs={'dropout': rng},
+        mutable=['diagnostics'],
+    )
+    nats = token_nats(logits, batch['targets'])
+    return jnp.sum(nats * batch['mask']), _by_name(extra.get('diagnostics', {}))
+
+  return loss_fn
+
+
+def _by_name(diagnostics: PyTree) -> dict[str, Array]:
+  """Joins the scalars of one name of all layers: name -> float32 [...]."""
+  groups = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(diagnostics):
+    names = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
+    groups.setdefault(names[-1], []).append(
+        jnp.ravel(jax.lax.stop_gradient(leaf)).astype(jnp.float32)
+    )
+  return {name: jnp.concatenate(parts) for name, parts in groups.items()}
+
+
+def _micro_batches(batch: Batch, count: int) -> Batch:
+  """Cuts [B, ...] into [count, B / count, ...].
+
+  Micro-batch i takes rows i, i + count, ...: of a batch that is split over
+  devices in consecutive rows, every device then holds a share of each.
+  """
+
+  def cut(x):
+    x = x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
+    return sharding.constrain(x, None, 'batch', *(None,) * (x.ndim - 2))
+
+  return jax.tree.map(cut, batch)
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    accumulate: int = 1,
+    schedule: optax.Schedule | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+  """Returns the step of a run; it is pure, the caller jits it.
+
+  Args:
+    loss_fn: see `LossFn`.
+    optimizer: the outer optimizer.
+    accumulate: micro-batches that a batch is cut into, to save memory; the
+      gradient is that of the whole batch.
+    schedule: step -> learning rate, only to report it.
+
+  Returns:
+    train_step(state, batch) -> (state, metrics). Metrics, all scalars: loss
+    (nats a token), bits_per_byte, tokens, grad_norm (before clipping),
+    param_norm (after the step), learning_rate, and each diagnostic's maximum
+    and mean over layers.
+  """
+
+  def train_step(state, batch):
+    # A batch of padding alone has no loss; it must not have a NaN.
+    tokens = jnp.maximum(jnp.sum(batch['mask']), 1)
+    rng = jax.random.fold_in(state.rng, state.step)
+
+    def mean_nats(params, micro, rng):
+      nats, diagnostics = loss_fn(params, micro, rng)
+      return nats / tokens, diagnostics
+
+    gradient = jax.value_and_grad(mean_nats, has_aux=True)
+    if accumulate == 1:
+      (loss, diagnostics), grads = gradient(state.params, batch, rng)
+    else:
+
+      def add(carry, xs):
+        """Carry: (loss, gradient) so far. xs: a micro-batch and its number."""
+        micro, i = xs
+        key = jax.random.fold_in(rng, i)
+        (loss, diagnostics), grads = gradient(state.params, micro, key)
+        return jax.tree.map(jnp.add, carry, (loss, grads)), diagnostics
+
+      zero = jax.tree.map(jnp.zeros_like, (jnp.float32(0), state.params))
+      (loss, grads), diagnostics = jax.lax.scan(
+          add, zero, (_micro_batches(batch, accumulate), jnp.arange(accumulate))
+      )
+
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    text_bytes = jnp.maximum(jnp.sum(batch['target_bytes']), 1)
+    metrics = {
+        'loss': loss,
+        'bits_per_byte': loss * tokens / text_bytes / np.log(2),
+        'tokens': jnp.sum(batch['mask']),
+        'grad_norm': optax.global_norm(grads),
+        'param_norm': optax.global_norm(params),
+    }
+    if schedule is not None:
+      metrics['learning_rate'] = jnp.asarray(schedule(state.step), jnp.float32)
+    for name, values in diagnostics.items():
+      metrics[f'{name}/max'] = jnp.max(values)
+      metrics[f'{name}/mean'] = jnp.mean(values)
+    return TrainState(state.step + 1, params, opt_state, state.rng), metrics
+
+  return train_step
