@@ -28,6 +28,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
+from hope_jax.config import ConfigError, MeshConfig
 from hope_jax.types import Array, PyTree
 
 AXES = ('data', 'fsdp', 'tensor')
@@ -89,39 +90,32 @@ class ShardingRules:
 RULES = ShardingRules()
 
 
-def make_mesh(
-    data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices=None
-) -> jax.sharding.Mesh:
+def make_mesh(config: MeshConfig) -> jax.sharding.Mesh:
   """Returns a mesh with the axes 'data', 'fsdp' and 'tensor'.
 
   Args:
-    data: devices along 'data'; -1 takes all that are left. So for the others.
-    fsdp: devices along 'fsdp'.
-    tensor: devices along 'tensor'.
-    devices: the devices to use; all by default. Where the sizes ask for fewer,
-      the first of them are used.
+    config: devices along each axis. Where they multiply to fewer than there
+      are, the first ones are used.
 
   Raises:
-    ValueError: the sizes ask for more devices than there are, or -1 does not
+    ConfigError: the sizes ask for more devices than there are, or -1 does not
       come out whole.
   """
-  devices = list(jax.devices() if devices is None else devices)
-  sizes = [data, fsdp, tensor]
+  devices = jax.devices()
+  sizes = [config.data, config.fsdp, config.tensor]
+  asked = f'mesh data={config.data}, fsdp={config.fsdp}, tensor={config.tensor}'
   fixed = math.prod(size for size in sizes if size != -1)
   if -1 in sizes:
     left = len(devices) // fixed
     if left * fixed != len(devices):
-      raise ValueError(
-          f'mesh data={data}, fsdp={fsdp}, tensor={tensor}: the fixed sizes'
-          f' multiply to {fixed}, which does not divide {len(devices)} devices'
+      raise ConfigError(
+          f'{asked}: the fixed sizes multiply to {fixed}, which does not divide'
+          f' {len(devices)} devices'
       )
     sizes[sizes.index(-1)] = left
   total = math.prod(sizes)
   if total > len(devices):
-    raise ValueError(
-        f'mesh data={data}, fsdp={fsdp}, tensor={tensor} needs {total} devices;'
-        f' there are {len(devices)}'
-    )
+    raise ConfigError(f'{asked} needs {total} devices; found {len(devices)}')
   # Auto: the compiler propagates shardings. Newer JAX defaults to Explicit.
   return jax.make_mesh(
       tuple(sizes),

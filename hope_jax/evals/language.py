@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hope_jax import sharding
+from hope_jax.config import ConfigError
 from hope_jax.train import step as step_lib
 from hope_jax.types import PyTree
 
@@ -37,7 +38,7 @@ def evaluate(
     loss (nats a token), bits_per_byte, tokens and bytes.
 
   Raises:
-    ValueError: the batches hold no target.
+    ConfigError: the batches hold no target.
   """
   nats, tokens, text_bytes = 0.0, 0.0, 0
   for batch in batches:
@@ -47,7 +48,7 @@ def evaluate(
     tokens += float(count)
     text_bytes += int(size)
   if not tokens or not text_bytes:
-    raise ValueError('nothing to evaluate: the batches hold no target')
+    raise ConfigError('nothing to evaluate: the held-out text is empty')
   return {
       'loss': nats / tokens,
       'bits_per_byte': nats / text_bytes / math.log(2),

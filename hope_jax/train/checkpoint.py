@@ -13,7 +13,7 @@ its seed. `train.steps` is among them so that a run can be made longer; the
 learning rate then follows the schedule of the new length from there on.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import errno
 import importlib.metadata
 import json
@@ -81,6 +81,32 @@ def load_config(workdir: str) -> Config:
   return config_lib.from_dict(values)
 
 
+def require_same(
+    config: Config, may_change: Callable[[str], bool] = _may_change
+) -> None:
+  """Refuses a configuration that its workdir does not belong to.
+
+  Args:
+    config: the configuration of this run.
+    may_change: whether a field, e.g. 'train.steps', may differ.
+
+  Raises:
+    ConfigError: another field differs.
+  """
+  there = dict(_flat(config_lib.to_dict(load_config(config.workdir))))
+  here = dict(_flat(config_lib.to_dict(config)))
+  differing = [
+      f'{field} is {there[field]!r} there and {here[field]!r} here'
+      for field in here
+      if here[field] != there[field] and not may_change(field)
+  ]
+  if differing:
+    raise ConfigError(
+        f'workdir {config.workdir!r} holds a run of another config:'
+        f' {"; ".join(differing)}; choose another --workdir'
+    )
+
+
 def claim_workdir(config: Config) -> None:
   """Makes `config.workdir` this configuration's, or refuses.
 
@@ -91,19 +117,9 @@ def claim_workdir(config: Config) -> None:
   workdir = config.workdir
   path = os.path.join(workdir, _CONFIG)
   run = [os.path.join(workdir, n) for n in ('checkpoints', 'metrics.jsonl')]
-  if os.path.exists(path) and any(os.path.exists(name) for name in run):
-    there = dict(_flat(config_lib.to_dict(load_config(workdir))))
-    here = dict(_flat(config_lib.to_dict(config)))
-    differing = [
-        f'{field} is {there[field]!r} there and {here[field]!r} here'
-        for field in here
-        if here[field] != there[field] and not _may_change(field)
-    ]
-    if differing:
-      raise ConfigError(
-          f'workdir {workdir!r} holds a run of another config:'
-          f' {"; ".join(differing)}; choose another --workdir'
-      )
+  # Without either, an earlier start failed before it had anything to lose.
+  if any(os.path.exists(name) for name in run):
+    require_same(config)
   try:
     os.makedirs(workdir, exist_ok=True)
     with open(path + '.new', 'w', encoding='utf-8') as file:

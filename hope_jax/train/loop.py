@@ -57,19 +57,6 @@ def level_periods(config: Config) -> tuple[int, ...]:
   return continuum.periods if has_levels and continuum.regime == 'outer' else ()
 
 
-def make_mesh(config: Config) -> jax.sharding.Mesh:
-  """Returns the mesh of a configuration.
-
-  Raises:
-    ConfigError: there are not the devices for it.
-  """
-  sizes = config.mesh
-  try:
-    return sharding.make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
-
-
 class _Signals:
   """Notes SIGINT and SIGTERM instead of obeying them at once."""
 
@@ -133,7 +120,7 @@ def train(
   """
   clock = time.monotonic()
   with contextlib.ExitStack() as stack:
-    mesh = make_mesh(config)
+    mesh = sharding.make_mesh(config.mesh)
     stack.enter_context(jax.set_mesh(mesh))
     optimizer = factory.make_optimizer(
         config.optimizer, config.train.steps, level_periods(config)

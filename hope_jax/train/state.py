@@ -19,6 +19,34 @@ class TrainState(NamedTuple):
   rng: Array  # a key; step t uses fold_in(rng, t)
 
 
+def param_shapes(
+    model, sequence_length: int, mesh: jax.sharding.Mesh
+) -> PyTree:
+  """Returns shape, dtype and place of each parameter, without making any.
+
+  Args:
+    model: a Flax module; `init(rng, tokens)` gives boxed parameters.
+    sequence_length: T of the tokens that `init` is traced with.
+    mesh: the devices.
+
+  Returns:
+    A tree of jax.ShapeDtypeStruct with shardings.
+  """
+  boxed = jax.eval_shape(
+      lambda: _init_params(model, sequence_length, jax.random.key(0))
+  )
+  return jax.tree.map(
+      lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+      sharding.unbox(boxed),
+      sharding.param_shardings(mesh, boxed),
+  )
+
+
+def _init_params(model, sequence_length: int, key: Array) -> PyTree:
+  tokens = jnp.zeros((1, sequence_length), jnp.int32)
+  return model.init(key, tokens)['params']
+
+
 def create(
     model,
     optimizer: optax.GradientTransformation,
@@ -39,12 +67,9 @@ def create(
     The state at step 0. The same on any mesh.
   """
   init_key, step_key = jax.random.split(jax.random.key(seed))
-
-  def init_params():
-    example = jnp.zeros((1, sequence_length), jnp.int32)
-    return model.init(init_key, example)['params']
-
-  params = sharding.initialise(mesh, init_params)
+  params = sharding.initialise(
+      mesh, lambda: _init_params(model, sequence_length, init_key)
+  )
   placed = jax.tree.map(lambda p: p.sharding, params)
   opt_shardings = sharding.optimizer_shardings(
       mesh, jax.eval_shape(optimizer.init, params), params, placed
