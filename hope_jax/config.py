@@ -55,8 +55,9 @@ class TitansConfig:
   # chunks). 'delta' by default, because it is contractive for every input.
   objective: Literal['delta', 'l2'] = 'delta'
   # The target v^ = M(v). 'bounded': v^ / sqrt(1 + |v^|^2), inside the unit ball,
-  # so that no input can make a memory grow without bound; 'raw': as printed.
-  target: Literal['bounded', 'raw'] = 'bounded'
+  # so that no input can make a memory grow without bound; 'raw': as printed;
+  # 'value': v itself for the main memory, as in Titans.
+  target: Literal['bounded', 'raw', 'value'] = 'bounded'
   # Which state a query reads: 'causal', the state before its own token's write
   # (Eq. 86); 'boundary', the frozen copy (Eq. 90), blind to its own chunk.
   read: Literal['causal', 'boundary'] = 'causal'
@@ -76,15 +77,16 @@ class TitansConfig:
   momentum: bool = True
   momentum_init: float = 0.5
   # Table 6, one flag a row: plain gradient descent instead of DGD, no retention,
-  # static key / value memories, adaptive query.
+  # static key / value memories (read from their initial states), adaptive query.
   dgd: bool = True
   retention: bool = True
   adaptive_k: bool = True
   adaptive_v: bool = True
   adaptive_q: bool = False
-  # Which layers of an MLP memory DGD decays along their input: all, or only the
-  # one that sees the key.
-  dgd_layers: Literal['all', 'input'] = 'all'
+  # The same for the memories of eta and alpha.
+  adaptive_gates: bool = True
+  # Which layers of an MLP memory DGD decays along their input.
+  dgd_layers: Literal['all', 'input', 'output'] = 'all'
   # Where the window-4 convolution sits: one for each of the q, k and v streams
   # ahead of their memories (it breaks the symmetry between keys and values and
   # stays parallel in time), one shared ahead of all, or none.
@@ -93,10 +95,11 @@ class TitansConfig:
   # A static projection of the residual stream ahead of the memories: one for
   # each stream, one for all, or none (each head sees its slice of the stream).
   input_projection: Literal['streams', 'shared', 'none'] = 'shared'
-  # The chunk grid of packed documents. 'document': restarts at each document, so
-  # that a document packed anywhere gives what it gives alone. 'stream': keeps
-  # running, cheaper; the same where documents start at multiples of the chunk.
-  grid: Literal['document', 'stream'] = 'document'
+  # Where packed documents may start. 'document': anywhere; the chunk grid
+  # restarts with each, so that a document gives what it gives alone. 'aligned':
+  # only at multiples of the shorter chunk (data.align sees to it), which needs no
+  # rearrangement; a start elsewhere gives NaN.
+  grid: Literal['document', 'aligned'] = 'document'
 
   def __post_init__(self):
     _positive(
@@ -314,6 +317,15 @@ class Config:
   workdir: str = ''
 
   def __post_init__(self):
+    titans = self.model.titans
+    shortest = min(titans.chunk, titans.projection_chunk)
+    _require(
+        titans.grid != 'aligned'
+        or self.model.architecture not in ('hope', 'titans')
+        or self.data.align % shortest == 0,
+        "TitansConfig.grid='aligned' needs DataConfig.align to be a multiple of"
+        f' the shorter chunk; got align={self.data.align}, chunk={shortest}',
+    )
     _require(
         self.data.batch_size % self.optimizer.accumulate == 0,
         'OptimizerConfig.accumulate must divide DataConfig.batch_size; got'

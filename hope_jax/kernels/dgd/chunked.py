@@ -1,0 +1,260 @@
+"""The DGD recurrence a chunk at a time: exact, and made of matrix products.
+
+For a chunk of C tokens that starts from state S (rows are tokens):
+
+    a = log alpha      c = cumsum(a)      p = c - a  (decay before token t)
+    D_ts = exp(p_t - c_s) for s < t, else 0
+    L = diag(eta) (D * K K^T)
+    E = (I + L)^{-1} eta (U - e^p K S)          e_t = eta_t (u_t - M_{t-1} k_t)
+    pre:  O = e^p Q S + (D * Q K^T) E
+    post: O = e^c Q S + (D' * Q K^T) E,         D'_ts = exp(c_t - c_s), s <= t
+    S' = e^{c_C} S + (e^{c_C - c} K)^T E
+
+Every exponent is <= 0 and nothing is divided by alpha, so that retention near
+zero is exact. Derivation: put M_{t-1} = e^{p_t} M_0 + sum_{s<t} e^{p_t - c_s}
+e_s k_s^T into e_t; what stands before E is unit lower triangular.
+
+`chunk_step` is the one place where this is written; the scan below, the layer in
+`nested/` and the accelerator kernels all call it.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hope_jax.types import Array
+
+Read = Literal['pre', 'post', 'chunk', 'none']
+
+
+class Momentum(NamedTuple):
+  """Momentum of the write: S_t = mu_t S_{t-1} + (1 - mu_t) eta_t u_t k_t^T."""
+
+  state: Array  # [..., K, V]
+  log_mu: Array  # [..., C], <= 0
+
+
+def matmul(x: Array, y: Array, precision: str) -> Array:
+  """x @ y over the last two axes, accumulated in at least float32."""
+  if precision == 'bf16':
+    x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
+    return jnp.matmul(x, y, preferred_element_type=jnp.float32)
+  return jnp.matmul(x, y, precision='highest')
+
+
+def transpose(x: Array) -> Array:
+  return jnp.swapaxes(x, -1, -2)
+
+
+def inverse_unit_lower(lower: Array) -> Array:
+  """Returns (I + lower)^{-1} for strictly lower triangular [..., C, C].
+
+  Doubles the size of exact diagonal blocks: with T_b the inverse of the b x b
+  blocks and L_b what joins two of them, T_2b = T_b - T_b L_b T_b. Every T_b is a
+  true inverse, so keys that repeat cannot blow up powers of `lower` as they do
+  in a Neumann series.
+  """
+  size = lower.shape[-1]
+  index = jnp.arange(size)
+  inverse = jnp.broadcast_to(jnp.eye(size, dtype=lower.dtype), lower.shape)
+  block = 1
+  while block < size:
+    row, column = index[:, None] // block, index[None, :] // block
+    joins = (row // 2 == column // 2) & (row == column + 1)
+    middle = jnp.where(joins, lower, 0)
+    if block == 1:
+      inverse = inverse - middle
+    else:
+      inverse = inverse - jnp.matmul(
+          inverse,
+          jnp.matmul(middle, inverse, precision='highest'),
+          precision='highest',
+      )
+    block *= 2
+  return inverse
+
+
+def decay_matrix(log_total: Array, log_from: Array, mask: Array) -> Array:
+  """exp(log_total_t - log_from_s) where mask, else 0; masked before exp."""
+  exponent = log_total[..., :, None] - log_from[..., None, :]
+  return jnp.where(mask, jnp.exp(jnp.where(mask, exponent, 0)), 0)
+
+
+def chunk_step(
+    state: Array,
+    q: Array | None,
+    k: Array,
+    u: Array,
+    eta: Array,
+    log_alpha: Array,
+    *,
+    read: Read,
+    erase: bool = True,
+    momentum: Momentum | None = None,
+    precision: str = 'float32',
+) -> tuple[Array | None, Array, Array | None]:
+  """One chunk of the recurrence, exactly; leading axes are batched.
+
+  Args:
+    state: state at the chunk's start, [..., K, V], float32 or float64.
+    q: queries [..., C, K]; None where read is 'none'.
+    k: keys, [..., C, K].
+    u: write values, [..., C, V].
+    eta: write strengths, [..., C]; 0 leaves a token out.
+    log_alpha: log retention, [..., C], <= 0; 0 keeps all.
+    read: which state a query sees: 'pre', 'post', 'chunk' (the chunk's first
+      state), or 'none' for no output.
+    erase: whether the delta decay -eta k k^T acts (DGD), or only alpha (plain
+      gradient descent with weight decay).
+    momentum: state and log gate of the write's momentum, or None.
+    precision: 'float32', or 'bf16' for bfloat16 operands of the large products.
+
+  Returns:
+    Outputs [..., C, V] or None, the new state, the new momentum state or None.
+  """
+  if momentum is not None:
+    return _momentum_chunk_step(
+        state, q, k, u, eta, log_alpha, read=read, erase=erase,
+        momentum=momentum, precision=precision,
+    )
+  size = k.shape[-2]
+  index = jnp.arange(size)
+  strict = index[:, None] > index[None, :]
+  c = jnp.cumsum(log_alpha, axis=-1)
+  p = c - log_alpha
+  eta_u = eta[..., None] * u
+  if erase:
+    decay = decay_matrix(p, c, strict)
+    lower = eta[..., None] * decay * matmul(k, transpose(k), precision)
+    retrieved = matmul(k, state, precision)
+    rhs = eta_u - (eta * jnp.exp(p))[..., None] * retrieved
+    e = matmul(inverse_unit_lower(lower), rhs, precision)
+  else:
+    e = eta_u
+  o = None
+  if read == 'chunk':
+    o = matmul(q, state, precision)
+  elif read != 'none':
+    total, mask = (p, strict) if read == 'pre' else (c, index[:, None] >= index)
+    weights = decay_matrix(total, c, mask) * matmul(q, transpose(k), precision)
+    o = jnp.exp(total)[..., None] * matmul(q, state, precision)
+    o = o + matmul(weights, e, precision)
+  to_end = jnp.exp(c[..., -1:] - c)
+  new = jnp.exp(c[..., -1])[..., None, None] * state
+  new = new + matmul(transpose(to_end[..., None] * k), e, precision)
+  return o, new, None
+
+
+def _shift(x: Array) -> Array:
+  """Rows one later, a row of zeros first: 'after token t - 1'."""
+  return jnp.pad(x[..., :-1, :], [(0, 0)] * (x.ndim - 2) + [(1, 0), (0, 0)])
+
+
+def _momentum_chunk_step(
+    state, q, k, u, eta, log_alpha, *, read, erase, momentum, precision
+):
+  """`chunk_step` with momentum: M_t = M_{t-1} (alpha I - eta k k^T) + S_t.
+
+  With A_ij = exp(c_i - c_j) and B_js = exp(m_j - m_s) lower triangular (m the
+  cumulated log mu), G = A B is how much of write s has reached M_i, and
+  g_i = sum_j A_ij e^{m_j} how much of the momentum that entered the chunk. With
+  w_s = (1 - mu_s) eta_s u_s and d_s = eta_s M_{s-1} k_s,
+
+      M_i = e^{c_i} M_0 + g_i S_0 + sum_{s<=i} (G_is w_s - A_is d_s) k_s^T,
+
+  and d solves a unit lower triangular system, as without momentum.
+  """
+  size = k.shape[-2]
+  index = jnp.arange(size)
+  lower = index[:, None] >= index[None, :]
+  c = jnp.cumsum(log_alpha, axis=-1)
+  m = jnp.cumsum(momentum.log_mu, axis=-1)
+  keep = decay_matrix(c, c, lower)
+  carry = decay_matrix(m, m, lower)
+  reach = jnp.matmul(keep, carry, precision='highest')
+  inflow = jnp.matmul(keep, jnp.exp(m)[..., None], precision='highest')
+  w = (eta * -jnp.expm1(momentum.log_mu))[..., None] * u
+  keep_pre, reach_pre, inflow_pre = _shift(keep), _shift(reach), _shift(inflow)
+  enter_pre = jnp.exp(c - log_alpha)[..., None]
+  if erase:
+    gram = matmul(k, transpose(k), precision)
+    retrieved = enter_pre * matmul(k, state, precision)
+    retrieved += inflow_pre * matmul(k, momentum.state, precision)
+    retrieved += matmul(reach_pre * gram, w, precision)
+    inverse = inverse_unit_lower(eta[..., None] * keep_pre * gram)
+    d = matmul(inverse, eta[..., None] * retrieved, precision)
+  else:
+    d = jnp.zeros_like(w)
+  o = None
+  if read == 'chunk':
+    o = matmul(q, state, precision)
+  elif read != 'none':
+    enter, flow, kept, reached = (
+        (enter_pre, inflow_pre, keep_pre, reach_pre)
+        if read == 'pre'
+        else (jnp.exp(c)[..., None], inflow, keep, reach)
+    )
+    scores = matmul(q, transpose(k), precision)
+    o = enter * matmul(q, state, precision)
+    o += flow * matmul(q, momentum.state, precision)
+    o += matmul(reached * scores, w, precision)
+    if erase:
+      o -= matmul(kept * scores, d, precision)
+  writes = reach[..., -1, :, None] * w
+  if erase:
+    writes -= keep[..., -1, :, None] * d
+  k_t = transpose(k)
+  new = jnp.exp(c[..., -1])[..., None, None] * state
+  new += inflow[..., -1, :, None] * momentum.state
+  new += matmul(k_t, writes, precision)
+  new_momentum = jnp.exp(m[..., -1])[..., None, None] * momentum.state
+  new_momentum += matmul(k_t, carry[..., -1, :, None] * w, precision)
+  return o, new, new_momentum
+
+
+def chunk_scan(
+    q: Array,
+    k: Array,
+    u: Array,
+    eta: Array,
+    log_alpha: Array,
+    state: Array,
+    *,
+    read: Read,
+    tile: int,
+    precision: str,
+) -> tuple[Array, Array]:
+  """The recurrence over [B, T, H, ...] as one scan over tiles of `chunk_step`.
+
+  Shapes as in `api.dgd_recurrence`. The body is rematerialised: the backward
+  pass keeps one state a tile and recomputes the rest.
+  """
+  length = k.shape[1]
+
+  def body(state, xs):
+    """carry: the state [B, H, K, V]; xs: one tile of every input, [B, H, C, .]."""
+    o, state, _ = chunk_step(state, *xs, read=read, precision=precision)
+    return state, o
+
+  xs = tuple(tiles(x, tile) for x in (q, k, u, eta, log_alpha))
+  state, o = jax.lax.scan(jax.checkpoint(body), state, xs)
+  return untile(o, length), state
+
+
+def tiles(x: Array, tile: int) -> Array:
+  """[B, T, H, ...] -> [N, B, H, tile, ...]; the end is padded with zeros.
+
+  A padded token has eta = 0 and log alpha = 0: it writes and forgets nothing.
+  """
+  b, t = x.shape[:2]
+  n = -(-t // tile)
+  x = jnp.pad(x, [(0, 0), (0, n * tile - t)] + [(0, 0)] * (x.ndim - 2))
+  x = x.reshape(b, n, tile, *x.shape[2:])
+  return jnp.moveaxis(jnp.moveaxis(x, 1, 0), 2, 3)
+
+
+def untile(x: Array, length: int) -> Array:
+  """[N, B, H, tile, V] -> [B, length, H, V], the inverse of `tiles`."""
+  x = jnp.moveaxis(jnp.moveaxis(x, 3, 2), 0, 1)
+  return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]

@@ -1,0 +1,81 @@
+"""The DGD recurrence one token at a time: the meaning that all else must match.
+
+State is the transpose of the paper's M: S = M^T, [K, V]. For token t, with the
+state M that its segment has reached (NL Eq. 57, gated as in Eq. 88):
+
+    e_t = eta_t (u_t - M_{t-1} k_t)
+    M_t = alpha_t M_{t-1} + e_t k_t^T
+        = M_{t-1} (alpha_t I - eta_t k_t k_t^T) + eta_t u_t k_t^T
+
+Reads: 'pre' M_{t-1} q_t, 'post' M_t q_t, 'chunk' M_c q_t, where c is the last
+multiple of `tile` (counted from the segment's start) not after t.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from hope_jax.types import Array
+
+
+def recurrence(
+    q: Array,
+    k: Array,
+    u: Array,
+    eta: Array,
+    log_alpha: Array,
+    state: Array,
+    *,
+    read: str,
+    tile: int,
+    segment_ids: Array,
+) -> tuple[Array, Array]:
+  """Runs the recurrence token by token.
+
+  Args:
+    q: queries, [B, T, H, K].
+    k: keys, [B, T, H, K].
+    u: write values, [B, T, H, V].
+    eta: write strengths, [B, T, H].
+    log_alpha: log of the retention, [B, T, H].
+    state: state before the first token, and of each new segment, [B, H, K, V].
+    read: 'pre', 'post' or 'chunk'.
+    tile: chunk of the 'chunk' read, in tokens.
+    segment_ids: [B, T]; the state restarts where the id changes.
+
+  Returns:
+    Outputs [B, T, H, V] and the final state [B, H, K, V], in the state's dtype.
+  """
+  dtype = state.dtype
+  starts = jnp.concatenate(
+      [
+          jnp.zeros_like(segment_ids[:, :1], bool),
+          segment_ids[:, 1:] != segment_ids[:, :-1],
+      ],
+      axis=1,
+  )
+
+  def token(carry, xs):
+    """carry: (S, S_c, tokens into the segment); xs: one token of each input."""
+    s, s_chunk, position = carry
+    q, k, u, eta, log_alpha, start = xs
+    fresh = start[:, None, None, None]
+    s = jnp.where(fresh, state, s)
+    position = jnp.where(start, 0, position)
+    boundary = (position % tile == 0)[:, None, None, None]
+    s_chunk = jnp.where(boundary, s, s_chunk)
+    retrieved = jnp.einsum('bhk,bhkv->bhv', k, s, precision='highest')
+    e = eta[..., None] * (u - retrieved)
+    new = jnp.exp(log_alpha)[..., None, None] * s + jnp.einsum(
+        'bhk,bhv->bhkv', k, e
+    )
+    source = {'pre': s, 'post': new, 'chunk': s_chunk}[read]
+    o = jnp.einsum('bhk,bhkv->bhv', q, source, precision='highest')
+    return (new, s_chunk, position + 1), o
+
+  xs = [
+      jnp.moveaxis(x, 1, 0)
+      for x in (*(x.astype(dtype) for x in (q, k, u, eta, log_alpha)), starts)
+  ]
+  carry = (state, state, jnp.zeros_like(segment_ids[:, 0]))
+  (state, _, _), o = jax.lax.scan(token, carry, tuple(xs))
+  return jnp.moveaxis(o, 0, 1), state

@@ -1,0 +1,179 @@
+"""The chunk form for packed documents: the state restarts inside a tile.
+
+Tokens of the segment that enters a tile read the state that entered with it; a
+segment that starts inside the tile reads the reset state. Both are masks on the
+formulas of `chunked`, so that a packed row gives what its documents give alone.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hope_jax.kernels.dgd.chunked import (
+    Read,
+    decay_matrix,
+    inverse_unit_lower,
+    matmul,
+    tiles,
+    transpose,
+    untile,
+)
+from hope_jax.types import Array
+
+
+class Segments(NamedTuple):
+  """Where the tokens of a tile belong; positions count from the tile's start."""
+
+  first: Array  # [..., C] int: where the token's segment starts; < 0: before
+  boundary: Array  # [..., C] int: where the token's chunk starts; < 0: before
+
+
+def locate(segment_ids: Array, tile: int) -> Segments:
+  """Positions of segment and chunk starts of each token, from [B, T] ids.
+
+  A chunk is `tile` tokens counted from the segment's start. Returns global
+  positions, [B, T]; the segment of the first token starts at position 0.
+  """
+  t = jnp.arange(segment_ids.shape[1])
+  changed = segment_ids[:, 1:] != segment_ids[:, :-1]
+  starts = jnp.pad(changed, ((0, 0), (1, 0)))
+  first = jax.lax.cummax(jnp.where(starts, t, 0), axis=1)
+  return Segments(first, first + (t - first) // tile * tile)
+
+
+def segment_step(
+    states: tuple[Array, Array],
+    reset: Array,
+    q: Array,
+    k: Array,
+    u: Array,
+    eta: Array,
+    log_alpha: Array,
+    where: Segments,
+    *,
+    read: Read,
+    precision: str,
+) -> tuple[Array, tuple[Array, Array]]:
+  """`chunked.chunk_step` for a tile in which segments may start.
+
+  Args:
+    states: the state that enters, and the state at the last chunk start of the
+      segment that enters (for the 'chunk' read); both [..., K, V].
+    reset: the state a segment starts from, [..., K, V].
+    q: queries, [..., C, K]. Then k, u, eta, log_alpha as in `chunk_step`.
+    k: keys.
+    u: write values.
+    eta: write strengths.
+    log_alpha: log retentions.
+    where: positions in the tile, [..., C].
+    read: 'pre', 'post' or 'chunk'.
+    precision: as in `chunk_step`.
+
+  Returns:
+    Outputs [..., C, V] and the two states at the end of the tile.
+  """
+  state, chunk_state = states
+  index = jnp.arange(k.shape[-2])
+  carried = where.first < 0
+  same = where.first[..., :, None] == where.first[..., None, :]
+  before = same & (index[:, None] > index)
+  c = jnp.cumsum(log_alpha, axis=-1)
+  p = c - log_alpha
+  # Decay is counted from the segment's start: e^{p_t - p_first}.
+  base = jnp.where(
+      carried,
+      0,
+      jnp.take_along_axis(p, jnp.maximum(where.first, 0), axis=-1),
+  )
+
+  def enter(x, total, from_carried):
+    """x read from the state its segment began the tile with, decayed."""
+    retrieved = jnp.where(
+        from_carried[..., None],
+        matmul(x, state, precision),
+        matmul(x, reset, precision),
+    )
+    return jnp.exp(total)[..., None] * retrieved
+
+  gram = matmul(k, transpose(k), precision)
+  lower = eta[..., None] * decay_matrix(p, c, before) * gram
+  rhs = eta[..., None] * (u - enter(k, p - base, carried))
+  e = matmul(inverse_unit_lower(lower), rhs, precision)
+
+  if read == 'chunk':
+    total, mask = _at_boundary(p, where), same
+    mask = mask & (index < where.boundary[..., None])
+  elif read == 'pre':
+    total, mask = p, before
+  else:
+    total, mask = c, same & (index[:, None] >= index)
+  weights = decay_matrix(total, c, mask) * matmul(q, transpose(k), precision)
+  o = enter(q, total - base, carried) + matmul(weights, e, precision)
+  if read == 'chunk':
+    earlier = where.boundary < 0
+    o = jnp.where(earlier[..., None], matmul(q, chunk_state, precision), o)
+
+  def leave(total, mask):
+    """The state after the tokens of the last segment that `mask` selects."""
+    last = carried[..., -1, None, None]
+    gain = jnp.exp(total - base[..., -1])[..., None, None]
+    exponent = jnp.where(mask, total[..., None] - c, 0)
+    kept = jnp.where(mask, jnp.exp(exponent), 0)[..., None] * k
+    return gain * jnp.where(last, state, reset) + matmul(
+        transpose(kept), e, precision
+    )
+
+  of_last = same[..., -1, :]
+  new = leave(c[..., -1], of_last)
+  at = where.boundary[..., -1, None]
+  # A whole tile holds a chunk start of any segment that spans it.
+  new_chunk = leave(_at_boundary(p, where)[..., -1], of_last & (index < at))
+  new_chunk = jnp.where(at[..., None] < 0, chunk_state, new_chunk)
+  return o, (new, new_chunk)
+
+
+def _at_boundary(p: Array, where: Segments) -> Array:
+  """Decay before the first token of each token's chunk, [..., C]."""
+  return jnp.take_along_axis(p, jnp.maximum(where.boundary, 0), axis=-1)
+
+
+def segment_scan(
+    q: Array,
+    k: Array,
+    u: Array,
+    eta: Array,
+    log_alpha: Array,
+    state: Array,
+    segment_ids: Array,
+    *,
+    read: Read,
+    tile: int,
+    precision: str,
+) -> tuple[Array, Array]:
+  """`chunked.chunk_scan` with segments; each restarts from `state`."""
+  length = k.shape[1]
+  padded = -(-length // tile) * tile
+  # Padding continues the last segment, with eta = 0 and log alpha = 0.
+  ids = jnp.pad(segment_ids, ((0, 0), (0, padded - length)), mode='edge')
+  where = locate(ids, tile)
+  where = Segments(*(tiles(x[:, :, None], tile) for x in where))
+  offsets = jnp.arange(padded // tile) * tile
+
+  def body(states, xs):
+    """carry: state and chunk-start state; xs: a tile of each input, its offset."""
+    *inputs, where, offset = xs
+    where = Segments(*(x - offset for x in where))
+    o, states = segment_step(
+        states, state, *inputs, where, read=read, precision=precision
+    )
+    return states, o
+
+  # The first segment enters the first tile with `state`: it is 'carried'.
+  first = where.first.at[0].add(jnp.where(where.first[0] == 0, -1, 0))
+  where = where._replace(first=first)
+  xs = tuple(tiles(x, tile) for x in (q, k, u, eta, log_alpha))
+  (final, _), o = jax.lax.scan(
+      jax.checkpoint(body), (state, state), (*xs, where, offsets)
+  )
+  return untile(o, length), final

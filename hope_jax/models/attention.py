@@ -1,0 +1,98 @@
+"""Causal softmax attention with rotary positions and a sliding cache."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hope_jax.config import ModelConfig
+from hope_jax.models.layers import Dense, Norm
+from hope_jax.models.packing import Packing
+from hope_jax.types import Array, PyTree
+
+
+def rotate(x: Array, position: Array, base: float) -> Array:
+  """Rotary embedding of x [B, T, H, K] at positions [B, T] or [T]."""
+  half = x.shape[-1] // 2
+  frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angle = position[..., None].astype(jnp.float32) * frequency
+  cos, sin = jnp.cos(angle)[..., None, :], jnp.sin(angle)[..., None, :]
+  a, b = x[..., :half], x[..., half : 2 * half]
+  parts = (a * cos - b * sin, a * sin + b * cos, x[..., 2 * half :])
+  return jnp.concatenate(parts, axis=-1).astype(x.dtype)
+
+
+class Attention(nn.Module):
+  """Attends to the last `attention_window` tokens of the same document.
+
+  The window is part of the model and not of a call, so that a text fed in pieces
+  gives what it gives whole. Its state is a cache of that many keys and values.
+  """
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(
+      self, x: Array, state: PyTree | None, packing: Packing
+  ) -> tuple[Array, PyTree]:
+    """Mixes tokens.
+
+    Args:
+      x: normalised residual stream, [B, T, D].
+      state: {'k', 'v' [B, W, H, K], 'document' [B, W]} or None.
+      packing: document structure of the batch.
+
+    Returns:
+      [B, T, D] and the new state.
+    """
+    config = self.config
+    dtype = jnp.dtype(config.dtype)
+    batch, length, dim = x.shape
+    window, heads = config.attention_window, config.heads
+    shape = (batch, length, heads, dim // heads)
+
+    def project(name):
+      y = Dense(dim, ('embed', 'heads'), dtype, name=name)(x).reshape(shape)
+      return y if name == 'v' else Norm(None, name=f'norm_{name}')(y)
+
+    q, k, v = project('q'), project('k'), project('v')
+    position = packing.position
+    position = jnp.arange(length) if position is None else position
+    q = rotate(q, position, config.rope_base)
+    k = rotate(k, position, config.rope_base)
+
+    # Documents are told apart by a running number; -1 is no token.
+    last = 0 if state is None else jnp.max(state['document'], axis=1)[:, None]
+    document = jnp.broadcast_to(last, (batch, length)).astype(jnp.int32)
+    if packing.starts is not None:
+      document = document + jnp.cumsum(packing.starts, axis=1)
+    seen = document
+    if packing.present is not None:
+      seen = jnp.where(packing.present, document, -1)
+    if state is not None:
+      k = jnp.concatenate([state['k'], k], axis=1)
+      v = jnp.concatenate([state['v'], v], axis=1)
+      seen = jnp.concatenate([state['document'], seen], axis=1)
+
+    distance = (
+        jnp.arange(length)[:, None] + k.shape[1] - length
+    ) - jnp.arange(k.shape[1])
+    mask = ((distance >= 0) & (distance < window))[None]
+    if state is not None or packing.starts is not None:
+      mask = mask & (document[:, :, None] == seen[:, None, :])
+      # A padded query sees itself, so that its softmax is not empty.
+      mask = mask | (distance == 0)
+    o = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+    missing = window - k.shape[1]
+    if missing > 0:
+      pad = ((0, 0), (missing, 0), (0, 0), (0, 0))
+      k, v = jnp.pad(k, pad), jnp.pad(v, pad)
+      seen = jnp.pad(seen, pad[:2], constant_values=-1)
+    new_state = {
+        'k': k[:, -window:],
+        'v': v[:, -window:],
+        'document': seen[:, -window:],
+    }
+    out = Dense(
+        dim, ('heads', 'embed'), dtype, (2 * config.layers) ** -0.5, name='out'
+    )(o.reshape(x.shape))
+    return out, new_state

@@ -1,0 +1,160 @@
+"""Layers shared by every architecture: norms, projections, convolution, MLPs."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hope_jax.nested.memory import init as init_memory
+from hope_jax.types import Array
+
+
+def partitioned(init, *names: str | None):
+  """An initialiser whose parameter carries logical axis names."""
+  return nn.with_logical_partitioning(init, names)
+
+
+class Norm(nn.Module):
+  """RMSNorm: x / rms(x) * (1 + scale), in float32, returned in x's dtype."""
+
+  axis_name: str | None = 'embed'
+  eps: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    scale = self.param(
+        'scale',
+        partitioned(nn.initializers.zeros_init(), self.axis_name),
+        (x.shape[-1],),
+    )
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+    return (y * (1 + scale)).astype(x.dtype)
+
+
+class Dense(nn.Module):
+  """x W, no bias; parameters float32, product in `dtype`.
+
+  Attributes:
+    features: output width.
+    names: logical axes of W, input then output.
+    dtype: compute dtype.
+    gain: standard deviation of W times sqrt(input width).
+  """
+
+  features: int
+  names: tuple[str | None, str | None]
+  dtype: Any
+  gain: float = 1.0
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    init = nn.initializers.normal(self.gain / x.shape[-1] ** 0.5)
+    kernel = self.param(
+        'kernel',
+        partitioned(init, *self.names),
+        (x.shape[-1], self.features),
+    )
+    return jnp.matmul(
+        x.astype(self.dtype),
+        kernel.astype(self.dtype),
+        preferred_element_type=jnp.float32,
+    ).astype(self.dtype)
+
+
+class CausalConv(nn.Module):
+  """Causal depthwise convolution over time, y_t = sum_i w_i x_{t-i}.
+
+  Starts as the identity plus a little of each earlier token. Taps do not reach
+  over a document's start. The last `width - 1` inputs are its state.
+  """
+
+  width: int
+
+  @nn.compact
+  def __call__(
+      self, x: Array, tail: Array | None, position: Array | None
+  ) -> tuple[Array, Array]:
+    """Convolves a piece of a stream.
+
+    Args:
+      x: [B, T, D].
+      tail: the inputs before the first token, [B, width - 1, D]; None: zeros.
+      position: [B, T] tokens since the document's start; None: the row is one
+        document and `tail` is what came before it.
+
+    Returns:
+      [B, T, D] and the new tail.
+    """
+    width, dim = self.width, x.shape[-1]
+
+    def init(rng, shape):
+      taps = nn.initializers.normal(0.3)(rng, shape)
+      return taps.at[0].add(1.0)
+
+    kernel = self.param('kernel', partitioned(init, None, 'embed'), (width, dim))
+    if tail is None:
+      tail = jnp.zeros((x.shape[0], width - 1, dim), x.dtype)
+    full = jnp.concatenate([tail.astype(x.dtype), x], axis=1)
+    length = x.shape[1]
+    y = jnp.zeros_like(x)
+    for i in range(width):
+      tap = full[:, width - 1 - i : width - 1 - i + length]
+      if position is not None and i > 0:
+        tap = jnp.where((position >= i)[..., None], tap, 0)
+      y = y + kernel[i].astype(x.dtype) * tap
+    return y, full[:, length:]
+
+
+class Mlp(nn.Module):
+  """Two-layer GELU MLP, or SwiGLU; without bias.
+
+  Attributes:
+    hidden: hidden width F.
+    dtype: compute dtype.
+    gated: SwiGLU instead of GELU.
+    depth_gain: gain of the output layer (1 / sqrt(2 layers) keeps the residual
+      stream's size independent of depth).
+  """
+
+  hidden: int
+  dtype: Any
+  gated: bool = False
+  depth_gain: float = 1.0
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    up = Dense(self.hidden, ('embed', 'mlp'), self.dtype, name='up')(x)
+    if self.gated:
+      gate = Dense(self.hidden, ('embed', 'mlp'), self.dtype, name='gate')(x)
+      hidden = nn.silu(gate) * up
+    else:
+      hidden = nn.gelu(up)
+    return Dense(
+        x.shape[-1], ('mlp', 'embed'), self.dtype, self.depth_gain, name='down'
+    )(hidden)
+
+
+def memory_param(module: nn.Module, name: str, **kwargs) -> dict[str, Array]:
+  """Declares the learned initial state of an inner memory.
+
+  Args:
+    module: the module that owns it.
+    name: the memory's name; leaves are called `<name>_<layer>`.
+    **kwargs: of `nested.memory.init`.
+
+  Returns:
+    The memory, leaves [H, ., .].
+  """
+  shapes = jax.eval_shape(lambda r: init_memory(r, **kwargs), jax.random.key(0))
+
+  def leaf(layer):
+    init = lambda rng, shape: init_memory(rng, **kwargs)[layer]
+    return module.param(
+        f'{name}_{layer}',
+        partitioned(init, 'heads', 'memory', 'memory'),
+        shapes[layer].shape,
+    )
+
+  return {layer: leaf(layer) for layer in sorted(shapes)}

@@ -1,0 +1,111 @@
+"""A language model over any of the architectures: tokens and state in, logits and
+state out."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hope_jax.config import ModelConfig
+from hope_jax.models.blocks import Block
+from hope_jax.models.layers import Norm, partitioned
+from hope_jax.models.packing import locate
+from hope_jax.types import Array, PyTree
+
+# Standard deviation of the logits at initialisation: the first loss is then
+# ln V + 0.25^2 / 2.
+INITIAL_LOGIT = 0.25
+
+
+class LanguageModel(nn.Module):
+  """Embedding, `layers` equal blocks in one scan, norm, head.
+
+      logits, state = model.apply({'params': params}, tokens, state)
+
+  A text may be fed in pieces of any length: handing the state over gives the
+  logits of one long call, down to one token at a time.
+  """
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(
+      self,
+      tokens: Array,
+      state: PyTree | None = None,
+      *,
+      segment_ids: Array | None = None,
+  ) -> tuple[Array, PyTree]:
+    """Predicts the next token at every position.
+
+    Args:
+      tokens: [B, T] int, ids below `vocab_size`.
+      state: what an earlier call returned; None is a fresh start.
+      segment_ids: [B, T] int; every memory restarts where the id changes; 0 marks
+        padding, which no memory sees. None: the rows are of one document each.
+
+    Returns:
+      Logits [B, T, E] float32, and the state after the last token.
+    """
+    config = self.config
+    dtype = jnp.dtype(config.dtype)
+    batch, length = tokens.shape
+    tied = config.tie_embeddings
+    std = INITIAL_LOGIT * config.dim**-0.5 if tied else 1.0
+    embedding = self.param(
+        'embedding',
+        partitioned(nn.initializers.normal(std), 'vocab', 'embed'),
+        (config.vocab_size, config.dim),
+    )
+    x = (embedding[tokens] / std).astype(dtype)
+    packing, place = locate(
+        segment_ids, None if state is None else state['place'], batch, length
+    )
+    block = Block
+    if config.remat == 'block':
+      block = nn.remat(Block, prevent_cse=False)
+    layers = nn.scan(
+        block,
+        variable_axes={'params': 0, 'diagnostics': 0},
+        split_rngs={'params': True},
+        in_axes=(0, nn.broadcast),
+        out_axes=0,
+        length=config.layers,
+        metadata_params={nn.PARTITION_NAME: 'layers'},
+    )(config, name='layers')
+    x, layer_states = layers(
+        x, None if state is None else state['layers'], packing
+    )
+    x = Norm(name='norm')(x)
+    if tied:
+      head = embedding.T
+    else:
+      init = nn.initializers.normal(INITIAL_LOGIT * config.dim**-0.5)
+      head = self.param(
+          'head',
+          partitioned(init, 'embed', 'vocab'),
+          (config.dim, config.vocab_size),
+      )
+    logits = jnp.matmul(
+        x, head.astype(dtype), preferred_element_type=jnp.float32
+    )
+    return logits, {'place': place, 'layers': layer_states}
+
+
+def next_token_loss(
+    logits: Array, targets: Array, mask: Array | None = None
+) -> tuple[Array, Array]:
+  """Sum of next-token losses in nats, and the number of tokens counted.
+
+  Args:
+    logits: [B, T, E] float32.
+    targets: [B, T] int.
+    mask: [B, T], 1 where a target counts; None counts all.
+
+  Returns:
+    Two float32 scalars.
+  """
+  log_z = jax.nn.logsumexp(logits, axis=-1)
+  right = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  loss = log_z - right
+  mask = jnp.ones_like(loss) if mask is None else mask.astype(jnp.float32)
+  return jnp.sum(loss * mask), jnp.sum(mask)

@@ -1,0 +1,189 @@
+"""Sequence mixers: self-modifying Titans as a Flax module.
+
+The module declares the learned initial states and hands them to the pure
+function `nested.titans.layer`; no module is called inside the scan.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hope_jax.config import ModelConfig, TitansConfig
+from hope_jax.models.layers import CausalConv, Dense, Norm
+from hope_jax.models.layers import memory_param, partitioned
+from hope_jax.models.packing import Packing
+from hope_jax.nested import titans
+from hope_jax.types import Array, PyTree
+
+
+def _logit(p: float) -> float:
+  return math.log(p / (1 - p))
+
+
+def titans_options(config: TitansConfig, precision: str) -> titans.Options:
+  """The plain arguments of `nested.titans.layer` for a configuration."""
+  eta_max = config.eta_max
+  if eta_max is None:
+    eta_max = 1.0 if config.objective == 'delta' else 1.0 / config.chunk
+  adaptive = [
+      name
+      for name, flag in (
+          ('q', config.adaptive_q),
+          ('k', config.adaptive_k),
+          ('v', config.adaptive_v),
+          ('eta', config.adaptive_gates),
+          ('alpha', config.adaptive_gates and config.retention),
+      )
+      if flag
+  ]
+  return titans.Options(
+      chunk=config.chunk,
+      projection_chunk=config.projection_chunk,
+      objective=config.objective,
+      target=config.target,
+      read=config.read,
+      eta_max=eta_max,
+      projection_eta=config.projection_eta,
+      retention=config.retention,
+      layers=config.dgd_layers if config.dgd else 'none',
+      momentum=config.momentum,
+      adaptive=tuple(adaptive),
+      aligned=config.grid == 'aligned',
+      precision=precision,
+  )
+
+
+class SelfModifyingTitans(nn.Module):
+  """x -> O(gate(x) * Norm(o)), o from memories that rewrite themselves (NL §8).
+
+  Streams: an optional static projection, a causal convolution of window 4 and
+  SiLU, then heads of width D / H. See `nested.titans` for what happens next.
+  """
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(
+      self, x: Array, state: PyTree | None, packing: Packing
+  ) -> tuple[Array, PyTree]:
+    """Mixes tokens.
+
+    Args:
+      x: normalised residual stream, [B, T, D].
+      state: {'titans': TitansState, 'tail_<stream>': conv state} or None.
+      packing: document structure of the batch.
+
+    Returns:
+      [B, T, D] and the new state.
+    """
+    model, config = self.config, self.config.titans
+    dtype = jnp.dtype(model.dtype)
+    heads, dim = model.heads, model.dim
+    head_dim = dim // heads
+    new_state = {}
+
+    def stream(name: str, x: Array, project: bool, convolve: bool) -> Array:
+      if project:
+        x = Dense(dim, ('embed', 'heads'), dtype, name=f'project_{name}')(x)
+      if convolve:
+        tail = None if state is None else state[f'tail_{name}']
+        x, new_state[f'tail_{name}'] = CausalConv(
+            config.conv_width, name=f'conv_{name}'
+        )(x, tail, packing.position)
+        x = nn.silu(x)
+      return x
+
+    shared = stream(
+        'shared', x, config.input_projection == 'shared', config.conv == 'shared'
+    )
+    streams = titans.Streams(
+        *(
+            stream(
+                name,
+                shared,
+                config.input_projection == 'streams',
+                config.conv == 'streams',
+            )
+            .reshape(*x.shape[:2], heads, head_dim)
+            .astype(jnp.float32)
+            for name in ('q', 'k', 'v')
+        )
+    )
+    precision = 'bf16' if dtype == jnp.bfloat16 else 'float32'
+    options = titans_options(config, precision)
+    o, titans_state, diagnostics = titans.layer(
+        self.initial(options, head_dim),
+        streams,
+        None if state is None else state['titans'],
+        options=options,
+        starts=packing.starts,
+        present=packing.present,
+    )
+    new_state['titans'] = titans_state
+    for name, value in diagnostics.items():
+      self.sow('diagnostics', name, value, reduce_fn=lambda _, b: b)
+    o = Norm(None, name='norm_out')(o).reshape(x.shape).astype(dtype)
+    gate = nn.silu(Dense(dim, ('embed', 'heads'), dtype, name='gate')(x))
+    out = Dense(
+        dim, ('heads', 'embed'), dtype, (2 * model.layers) ** -0.5, name='out'
+    )(gate * o)
+    return out, new_state
+
+  def initial(self, options: titans.Options, head_dim: int) -> dict:
+    """Declares the outer parameters of `nested.titans.layer`."""
+    config, heads = self.config.titans, self.config.heads
+    mlp = config.memory == 'mlp'
+
+    def memory(name, value_dim, expansion):
+      return memory_param(
+          self,
+          f'memory_{name}',
+          key_dim=head_dim,
+          value_dim=value_dim,
+          hidden=expansion * head_dim if mlp else None,
+          heads=heads,
+      )
+
+    def bias(value):
+      init = nn.initializers.constant(value)
+      return partitioned(init, 'heads')
+
+    small = config.projection_expansion
+    memories = {
+        titans.MAIN: memory('main', head_dim, config.expansion),
+        'k': memory('k', head_dim, small),
+        'v': memory('v', head_dim, small),
+        'eta': memory('eta', 1, small),
+        'alpha': memory('alpha', 1, small),
+    }
+    params = {
+        'memories': memories,
+        'bias_eta': self.param(
+            'bias_eta', bias(_logit(config.eta_init)), (heads,)
+        ),
+        'bias_alpha': self.param(
+            'bias_alpha', bias(_logit(config.retention_init)), (heads,)
+        ),
+    }
+    if 'q' in options.adaptive:
+      memories['q'] = memory('q', head_dim, small)
+    else:
+      eye = lambda rng, shape: jnp.broadcast_to(jnp.eye(shape[-1]), shape)
+      params['w_q'] = self.param(
+          'w_q',
+          partitioned(eye, 'heads', 'memory', 'memory'),
+          (heads, head_dim, head_dim),
+      )
+    if config.momentum:
+      params['bias_mu'] = self.param(
+          'bias_mu', bias(_logit(config.momentum_init)), (heads,)
+      )
+      params['w_mu'] = self.param(
+          'w_mu',
+          partitioned(nn.initializers.normal(0.02), 'heads', 'memory'),
+          (heads, head_dim),
+      )
+    return params

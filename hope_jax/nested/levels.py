@@ -1,0 +1,230 @@
+"""Update frequency and chunking: the one scan that runs a level.
+
+A level whose frequency is one update in C tokens reads a copy of its memory that
+stands still for C tokens. `token_grid` says where each token sits on that grid,
+`scan_tiles` walks it. The grid restarts at each document, so that a document
+packed anywhere in a row is chunked as it would be alone, and it is carried from
+call to call as a phase, so that a text may be cut anywhere.
+"""
+
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hope_jax.types import Array, PyTree
+
+
+class Grid(NamedTuple):
+  """Tokens of a call laid out in N tiles of C slots, for each row.
+
+  `source` and `slot` are None where slots are simply the tokens in order.
+  """
+
+  source: Array | None  # [B, N * C] token in each slot; T where it is empty
+  slot: Array | None  # [B, T] slot of each token
+  valid: Array  # [B, N * C] bool: the slot holds a token
+  opens: Array  # [B, N] position in its document of a tile that opens; else -1
+  reset: Array  # [B, N] bool: a document starts with the tile
+  phase: Array  # [B] tokens into the longest chunk after the call
+  overflow: Array  # [B] bool: more documents than the grid has room for
+  tile: int  # C
+
+
+class Tile(NamedTuple):
+  """What a body is told of its tile."""
+
+  valid: Array  # [B, C] bool
+  opens: Array  # [B] as in `Grid`
+  reset: Array  # [B] bool
+
+
+def token_grid(
+    batch: int,
+    length: int,
+    *,
+    tile: int,
+    period: int,
+    phase: Array | None = None,
+    starts: Array | None = None,
+    present: Array | None = None,
+    aligned: bool = False,
+) -> Grid:
+  """Lays the tokens of a call out on the chunk grid of their documents.
+
+  Args:
+    batch: rows B.
+    length: tokens T of the call.
+    tile: slots C of a tile: the shortest chunk of any level.
+    period: the longest chunk, a multiple of `tile`.
+    phase: [B] tokens already in the open chunk, 0 <= phase < period; None: a
+      fresh start, known to be 0 when compiling.
+    starts: [B, T] bool, true at the first token of a document; None: none.
+    present: [B, T] bool, false at padding, which no level sees; None: all.
+    aligned: the caller's word that documents start at multiples of `tile`
+      (padding before them included). Cheaper; a start elsewhere overflows.
+
+  Returns:
+    The grid. In `overflow` rows (documents shorter than a tile on average, or
+    not aligned) it is not valid; callers answer with NaN, never with a mixture.
+  """
+  if phase is None and (starts is None or aligned):
+    return _static_grid(batch, length, tile, period, starts, present)
+  if starts is None:
+    starts = jnp.zeros((batch, length), bool)
+    tiles = -(-(length + tile - 1) // tile)
+  else:
+    tiles = min(length, 2 * (-(-length // tile)) + 8)
+  if phase is None:
+    phase = jnp.zeros((batch,), jnp.int32)
+  if length == 1:  # one step of decoding: one slot is enough
+    tile, tiles = 1, 1
+  if present is None:
+    present = jnp.ones((batch, length), bool)
+  starts = starts & present
+  count = jnp.cumsum(present, axis=1) - present
+  base = jax.lax.cummax(jnp.where(starts, count, -1), axis=1)
+  position = jnp.where(base >= 0, count - base, count + phase[:, None])
+  opens = present & (starts | (position % tile == 0))
+  # The first token belongs to tile 0 whether it opens it or goes on with it.
+  first = jnp.take_along_axis(
+      opens, jnp.argmax(present, axis=1)[:, None], axis=1
+  )
+  index = jnp.cumsum(opens, axis=1) - first
+  slot = jnp.where(present, index * tile + position % tile, tiles * tile)
+  rows = jnp.arange(batch)[:, None]
+
+  def place(size, where, values, empty):
+    full = jnp.full((batch, size), empty, values.dtype)
+    return full.at[rows, where].set(values, mode='drop')
+
+  t = jnp.broadcast_to(jnp.arange(length), (batch, length))
+  source = place(tiles * tile, slot, t, length)
+  opened = jnp.where(opens, index, tiles)
+  last = jnp.max(jnp.where(present, t, -1), axis=1, keepdims=True)
+  end = jnp.take_along_axis(position, jnp.maximum(last, 0), axis=1)[:, 0] + 1
+  return Grid(
+      source=source,
+      slot=slot,
+      valid=source < length,
+      opens=place(tiles, opened, position, -1),
+      reset=place(tiles, opened, starts, False),
+      phase=jnp.where(last[:, 0] >= 0, end % period, phase).astype(jnp.int32),
+      overflow=jnp.any(present & (index >= tiles), axis=1),
+      tile=tile,
+  )
+
+
+def _static_grid(batch, length, tile, period, starts, present) -> Grid:
+  """The grid when slots are the tokens in order, the end padded."""
+  n = -(-length // tile)
+  shape = (batch, n * tile)
+
+  def pad(x, value):
+    missing = ((0, 0), (0, n * tile - length))
+    return jnp.pad(x, missing, constant_values=value)
+
+  present = jnp.ones((batch, length), bool) if present is None else present
+  position = jnp.broadcast_to(jnp.arange(n) * tile, (batch, n))
+  reset = jnp.zeros((batch, n), bool)
+  overflow = jnp.zeros((batch,), bool)
+  if starts is not None:
+    starts = pad(starts & present, False)
+    reset = starts[:, ::tile]
+    overflow = jnp.sum(starts, axis=1) != jnp.sum(reset, axis=1)
+    begun = jax.lax.cummax(jnp.where(reset, position, 0), axis=1)
+    position = position - begun
+  valid = pad(present, False)
+  # A tile of nothing but padding leaves the memory where it was.
+  seen = jnp.sum(valid.reshape(batch, n, tile), axis=2)
+  filled = jnp.where(seen > 0, position + seen, 0)
+  last = jnp.max(jnp.where(seen > 0, jnp.arange(n), 0), axis=1)
+  end = jnp.take_along_axis(filled, last[:, None], axis=1)[:, 0]
+  return Grid(
+      source=None,
+      slot=None,
+      valid=jnp.broadcast_to(valid, shape),
+      opens=jnp.where(seen > 0, position, -1),
+      reset=reset,
+      phase=(end % period).astype(jnp.int32),
+      overflow=overflow,
+      tile=tile,
+  )
+
+
+def to_tiles(x: Array, grid: Grid) -> Array:
+  """[B, T, ...] -> [N, B, C, ...]; empty slots hold zeros."""
+  slots = grid.valid.shape[1]
+  if grid.source is None:
+    missing = slots - x.shape[1]
+    x = jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
+  else:
+    index = grid.source.reshape(*grid.source.shape, *(1,) * (x.ndim - 2))
+    x = jnp.pad(x, [(0, 0), (0, 1)] + [(0, 0)] * (x.ndim - 2))
+    x = jnp.take_along_axis(x, index, axis=1)
+  x = x.reshape(x.shape[0], slots // grid.tile, grid.tile, *x.shape[2:])
+  return jnp.moveaxis(x, 1, 0)
+
+
+def from_tiles(x: Array, grid: Grid, length: int) -> Array:
+  """[N, B, C, ...] -> [B, T, ...], the inverse of `to_tiles`; padding is 0."""
+  x = jnp.moveaxis(x, 0, 1)
+  x = x.reshape(x.shape[0], -1, *x.shape[3:])
+  if grid.slot is None:
+    return x[:, :length]
+  x = jnp.pad(x, [(0, 0), (0, 1)] + [(0, 0)] * (x.ndim - 2))
+  slot = jnp.minimum(grid.slot, x.shape[1] - 1)
+  index = slot.reshape(*slot.shape, *(1,) * (x.ndim - 2))
+  return jnp.take_along_axis(x, index, axis=1)
+
+
+def scan_tiles(
+    body: Callable[[PyTree, PyTree, Tile], tuple[PyTree, PyTree]],
+    carry: PyTree,
+    inputs: PyTree,
+    grid: Grid,
+) -> tuple[PyTree, PyTree]:
+  """Runs `body` over the tiles of a grid: the one scan of a level.
+
+  Args:
+    body: (carry, a tile of each input [B, C, ...], Tile) -> (carry, outputs).
+    carry: what the level hands from tile to tile.
+    inputs: pytree of [N, B, C, ...], from `to_tiles`.
+    grid: the layout; tiles that are empty in every row are skipped.
+
+  Returns:
+    The last carry, and the outputs stacked over tiles, [N, ...].
+  """
+  tiles = Tile(
+      to_tiles_flags(grid.valid, grid.tile), grid.opens.T, grid.reset.T
+  )
+
+  def step(carry, xs):
+    """carry: the body's; xs: (inputs, Tile) of one tile."""
+    x, tile = xs
+    if grid.source is None:
+      return body(carry, x, tile)
+    shapes = jax.eval_shape(body, carry, x, tile)[1]
+
+    def empty(carry, x, tile):
+      del x, tile
+      zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+      return carry, zeros
+
+    return jax.lax.cond(jnp.any(tile.valid), body, empty, carry, x, tile)
+
+  return jax.lax.scan(jax.checkpoint(step), carry, (inputs, tiles))
+
+
+def to_tiles_flags(x: Array, tile: int) -> Array:
+  """[B, N * C] -> [N, B, C]."""
+  return jnp.moveaxis(x.reshape(x.shape[0], -1, tile), 1, 0)
+
+
+def select(flag: Array, new: Any, old: Any) -> Any:
+  """Where flag [B], the leaves of `new`, else of `old`; leaves lead with B."""
+
+  def leaf(a, b):
+    return jnp.where(flag.reshape(-1, *(1,) * (b.ndim - 1)), a, b)
+
+  return jax.tree.map(leaf, new, old)

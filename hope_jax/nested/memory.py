@@ -1,0 +1,133 @@
+"""Associative memories: a matrix, or a two-layer MLP with a residual path.
+
+A memory maps a key to a value and is written by gradient descent on its own
+loss (NL Def. 1). Two forms, as dicts of matrices with rows as inputs, so that
+`w` is the transpose of the paper's:
+
+    matrix  M(z) = z + z w                      {'w': [..., K, V]}
+    MLP     M(z) = z + phi(z w_in) w_out        {'w_in': [..., K, F],
+            (NL Eq. 89)                          'w_out': [..., F, V]}
+
+The identity path is there where K = V, and not for the scalar memories of the
+gates. It makes forgetting harmless: a memory that has decayed to nothing is the
+identity, not zero, and its self-generated target M(v) is v.
+
+Not specified by the paper: phi. Here phi(z) = GELU(z) / sqrt(F), so that a unit
+key and a `w_in` of unit variance give a hidden vector of length about one.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from hope_jax.kernels.dgd.chunked import matmul
+from hope_jax.types import Array
+
+Memory = dict[str, Array]
+
+
+def init(
+    rng: Array,
+    *,
+    key_dim: int,
+    value_dim: int,
+    hidden: int | None,
+    heads: int,
+    std: float = 0.02,
+) -> Memory:
+  """Draws the initial state of a memory, an outer parameter that is learned.
+
+  Args:
+    rng: a PRNG key.
+    key_dim: K.
+    value_dim: V.
+    hidden: F of an MLP memory; None makes a matrix.
+    heads: H; every head has a memory of its own.
+    std: standard deviation of the last layer. Not zero, so that each layer has a
+      gradient, and small, so that a memory starts close to the identity.
+
+  Returns:
+    The memory, leaves [H, ...] float32.
+  """
+  if hidden is None:
+    return {'w': std * jax.random.normal(rng, (heads, key_dim, value_dim))}
+  rng_in, rng_out = jax.random.split(rng)
+  return {
+      'w_in': jax.random.normal(rng_in, (heads, key_dim, hidden)),
+      'w_out': std * jax.random.normal(rng_out, (heads, hidden, value_dim)),
+  }
+
+
+def activation(z: Array) -> Array:
+  """phi(z) = GELU(z) / sqrt(F), F the last axis."""
+  return jax.nn.gelu(z, approximate=False) / math.sqrt(z.shape[-1])
+
+
+def activation_gradient(z: Array) -> Array:
+  """phi'(z), elementwise."""
+  cdf = 0.5 * (1 + jax.lax.erf(z / math.sqrt(2)))
+  pdf = jnp.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+  return (cdf + z * pdf) / math.sqrt(z.shape[-1])
+
+
+def identity(z: Array, y: Array) -> Array:
+  """Adds the identity path where the widths of input and output agree."""
+  return z + y if z.shape[-1] == y.shape[-1] else y
+
+
+def read(memory: Memory, z: Array, precision: str = 'float32') -> Array:
+  """M(z), without any write.
+
+  Args:
+    memory: leaves [..., K, V], leading axes broadcast against z's.
+    z: inputs, [..., C, K].
+    precision: of the products, as in `chunk_step`.
+
+  Returns:
+    [..., C, V].
+  """
+  if 'w' in memory:
+    return identity(z, matmul(z, memory['w'], precision))
+  hidden = activation(matmul(z, memory['w_in'], precision))
+  return identity(z, matmul(hidden, memory['w_out'], precision))
+
+
+def write_values(
+    memory: Memory,
+    k: Array,
+    target: Array,
+    *,
+    objective: str,
+    precision: str = 'float32',
+) -> dict[str, tuple[Array, Array]]:
+  """Closed-form inner gradient: for each layer its input and what it should add.
+
+  The loss is -<M(k), v^> ('delta') or 1/2 |M(k) - v^|^2 ('l2'), with v^ held
+  fixed. For a layer y = x w the gradient is x^T (dL/dy): the layer's key is x and
+  its write value u = -dL/dy (NL Eq. 54-57 and 91).
+
+  Args:
+    memory: the frozen copy that the gradient is taken at.
+    k: keys, [..., C, K].
+    target: v^, [..., C, V].
+    objective: 'delta' or 'l2'.
+    precision: of the products.
+
+  Returns:
+    Layer name -> (input [..., C, K or F], u [..., C, F or V]).
+  """
+  z = hidden = None
+  if 'w' not in memory:
+    z = matmul(k, memory['w_in'], precision)
+    hidden = activation(z)
+  u = target
+  if objective == 'l2':
+    if 'w' in memory:
+      u = target - read(memory, k, precision)
+    else:
+      u = target - identity(k, matmul(hidden, memory['w_out'], precision))
+  if 'w' in memory:
+    return {'w': (k, u)}
+  back = matmul(u, jnp.swapaxes(memory['w_out'], -1, -2), precision)
+  return {'w_in': (k, activation_gradient(z) * back), 'w_out': (hidden, u)}
