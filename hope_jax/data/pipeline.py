@@ -126,7 +126,10 @@ def train_batches(
       .shuffle()[process_index::process_count]
       .repeat()
   )
-  stream = _shuffled_rows(mine, tokenizer, config, seed=_seed(config))
+  window = _window_rows(documents, config)
+  stream = _shuffled_rows(
+      mine, tokenizer, config, window=window, seed=_seed(config)
+  )
   return iter(stream.batch(rows, drop_remainder=True))
 
 
@@ -160,13 +163,16 @@ def heldout_batches(
   share = _rows_per_process(config, process_count)
   tokenizer = load_tokenizer(config)
   _, documents = split(open_source(config), config.holdout)
-  source = grain.MapDataset.source(documents)
-  stream = iter(
-      _shuffled_rows(source, tokenizer, config, seed=0).batch(config.batch_size)
+  stream = _shuffled_rows(
+      grain.MapDataset.source(documents),
+      tokenizer,
+      config,
+      window=_window_rows(documents, config),
+      seed=0,
   )
   mine = slice(process_index * share, (process_index + 1) * share)
   blank = packing.empty_row(config.sequence_length)
-  for index, batch in enumerate(stream):
+  for index, batch in enumerate(stream.batch(config.batch_size)):
     if index == limit:
       return
     missing = config.batch_size - len(batch['tokens'])
@@ -197,6 +203,7 @@ def _shuffled_rows(
     tokenizer: Tokenizer,
     config: DataConfig,
     *,
+    window: int,
     seed: int,
 ) -> grain.IterDataset:
   """Tokenises and packs documents, and shuffles the rows within a window."""
@@ -207,11 +214,21 @@ def _shuffled_rows(
       align=config.align,
       bos=tokenizer.bos,
   )
-  # At least the rows of some batches, where a row is as long as the window.
-  window = max(_WINDOW_TOKENS // config.sequence_length, 4 * config.batch_size)
   return grain.experimental.WindowShuffleIterDataset(
       rows, window_size=window, seed=seed
   )
+
+
+def _window_rows(documents: Source, config: DataConfig) -> int:
+  """Returns among how many rows to shuffle: a window's, at most an epoch's."""
+  tokens = 0  # Counted in bytes, which are as many or more.
+  for index in range(len(documents)):
+    tokens += len(documents[index][1])
+    if tokens >= _WINDOW_TOKENS:
+      break
+  rows = min(tokens, _WINDOW_TOKENS) // config.sequence_length
+  # At least the rows of some batches, where rows are as long as the window.
+  return max(rows, 4 * config.batch_size)
 
 
 def _rows_per_process(config: DataConfig, process_count: int) -> int:
@@ -238,5 +255,5 @@ def _require_sequence(
       return
   raise ConfigError(
       f'data.path: the training text has {total} tokens, less than one sequence'
-      f' of {length}; give a longer text, or data.sequence_length <= {total}'
+      f' of {length}; give a longer text or a smaller data.sequence_length'
   )

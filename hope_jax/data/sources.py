@@ -219,10 +219,10 @@ def open_source(config: DataConfig) -> Source:
     config: where to read from.
 
   Returns:
-    The documents; at least one of them is not empty.
+    The documents.
 
   Raises:
-    ConfigError: if there is nothing to read there.
+    ConfigError: if there is nothing to read there, or no text.
   """
   if config.source == 'stdlib':
     return _stdlib()
@@ -275,7 +275,7 @@ def _stdlib() -> Source:
     paths += [os.path.join(folder, f) for f in files if f.endswith('.py')]
   # Sorted by name rather than by path: the order is then that of every machine.
   paths = sorted(
-      (p for p in paths if os.path.getsize(p)),
+      (p for p in paths if os.path.isfile(p) and os.path.getsize(p)),
       key=lambda p: pathlib.PurePath(os.path.relpath(p, root)).as_posix(),
   )
   if not paths:
@@ -300,9 +300,14 @@ def _array_record(path: str) -> Source:
 
 
 def _tfds(path: str, field: str) -> Source:
-  # Imported here: it takes seconds, and the other sources do without.
-  import tensorflow_datasets as tfds  # pylint: disable=g-import-not-at-top
-
+  try:
+    # Imported here: it takes seconds, and the other sources do without.
+    import tensorflow_datasets as tfds
+  except ImportError as error:
+    raise ConfigError(
+        f'data.source: tfds cannot be imported ({error}); install the extra'
+        " hope_jax[datasets], or set data.source='files'"
+    ) from error
   name, _, part = path.partition('@')
   part = part or 'train'
   try:

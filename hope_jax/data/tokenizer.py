@@ -68,13 +68,19 @@ class FileTokenizer:
       ConfigError: if there is no such file, it is not a tokenizer, or its
         vocabulary has nothing to begin a document with.
     """
-    import tokenizers  # pylint: disable=g-import-not-at-top
-
     if not os.path.isfile(path):
       raise ConfigError(
           f'data.tokenizer: no file {path!r}; give a tokenizer.json of the'
           " tokenizers library, or '' for bytes"
       )
+    try:
+      # Imported here: bytes need no such library.
+      import tokenizers
+    except ImportError as error:
+      raise ConfigError(
+          f'data.tokenizer: {path!r} needs the tokenizers library ({error});'
+          " install the extra hope_jax[datasets], or set '' for bytes"
+      ) from error
     try:
       self._tokenizer = tokenizers.Tokenizer.from_file(path)
     except Exception as error:  # The library raises bare Exception.
@@ -119,7 +125,7 @@ class FileTokenizer:
     widths = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
     starts = np.concatenate([[0], np.cumsum(np.where(stray, 1, widths))])
     if stray.any():
-      characters = text.decode('utf-8', 'surrogateescape').translate(
+      characters = characters.translate(
           {int(c): 0xFFFD for c in np.unique(codes[stray])}
       )
     encoding = self._tokenizer.encode(characters, add_special_tokens=False)
