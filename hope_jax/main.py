@@ -192,7 +192,7 @@ def load_config(
   if not config.workdir:
     name, _ = os.path.splitext(os.path.basename(experiment.partition(':')[0]))
     config = dataclasses.replace(config, workdir=os.path.join('runs', name))
-  needed = pipeline.vocab_size(config.data)
+  needed = tokenizer_lib.vocab_size(config.data)
   if config.model.vocab_size < needed:
     raise ConfigError(
         f'model.vocab_size is {config.model.vocab_size}, but the tokenizer has'

@@ -44,13 +44,15 @@ class _Blocks(nn.Module):
 class Standin(nn.Module):
   """h_t = h_{t-1} / 2 + embedding; h = 0 where a segment starts; two layers."""
 
+  config: config_lib.ModelConfig = config_lib.ModelConfig(vocab_size=VOCAB)
+
   @nn.compact
-  def __call__(self, tokens, state=None, segment_ids=None):
+  def __call__(self, tokens, state=None, *, segment_ids=None):
     init = nn.with_logical_partitioning(
         nn.initializers.normal(0.5), ('vocab', 'embed')
     )
-    table = self.param('embedding', init, (VOCAB, DIM))
-    scale, levels = _Blocks(name='blocks')()
+    table = self.param('embedding', init, (self.config.vocab_size, DIM))
+    scale, levels = _Blocks(name='layers')()
     if segment_ids is None:
       segment_ids = jnp.ones_like(tokens)
     if state is None:

@@ -10,11 +10,12 @@ from hope_jax.config import ConfigError, OptimizerConfig
 from hope_jax.optim import frequency
 from hope_jax.types import PyTree
 
-# Parameters below a module of one of these names are stacked over layers: their
-# first axis is the layer.
-STACKED = ('blocks', 'layers')
-# Never decayed, whatever their shape.
-UNDECAYED = re.compile(r'embed|norm|scale|bias|init', re.IGNORECASE)
+# Parameters below a module of this name are stacked: their first axis is the
+# layer.
+STACKED = 'layers'
+# Never decayed, whatever their shape: a parameter, or the module that owns it,
+# with such a name.
+UNDECAYED = re.compile('embed|norm|scale|bias|memory_')
 
 
 def _keys(path) -> list[str]:
@@ -31,9 +32,8 @@ def decay_mask(params: PyTree) -> PyTree:
 
   def decays(path, leaf):
     keys = _keys(path)
-    stacked = any(key in STACKED for key in keys)
     named = any(UNDECAYED.search(key) for key in keys[-2:])
-    return leaf.ndim - stacked >= 2 and not named
+    return leaf.ndim - (STACKED in keys) >= 2 and not named
 
   return jax.tree_util.tree_map_with_path(decays, params)
 

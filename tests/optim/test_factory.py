@@ -17,10 +17,12 @@ CONFIG = OptimizerConfig(
 PARAMS = {
     'embedding': jnp.ones((5, 4)),
     'head': jnp.ones((4, 5)),
-    'blocks': {
+    'layers': {
         'norm': {'scale': jnp.ones((2, 4))},
         'gate': {'bias': jnp.ones((2, 4))},
-        'mixer': {'out': jnp.ones((2, 4, 4))},
+        'mixer': {
+            'out': jnp.ones((2, 4, 4)), 'memory_k_w': jnp.ones((2, 2, 4, 4))
+        },
         'continuum': {
             'level_0': {'up': jnp.ones((2, 4, 8))},
             'level_1': {'up': jnp.ones((2, 4, 8))},
@@ -86,10 +88,10 @@ def test_decay_only_where_it_belongs():
   assert still == {
       'embedding': True,
       'head': False,
-      'blocks': {
+      'layers': {
           'norm': {'scale': True},
           'gate': {'bias': True},
-          'mixer': {'out': False},
+          'mixer': {'out': False, 'memory_k_w': True},
           'continuum': {'level_0': {'up': False}, 'level_1': {'up': False}},
       },
   }
@@ -130,7 +132,7 @@ def test_level_takes_the_rate_of_the_step():
   tx = factory.make_optimizer(config, 20, level_periods=(1, 3))
   trace, state = run(tx, [filled(0.01)] * 7)
   level = [
-      float(p['blocks']['continuum']['level_1']['up'][0, 0, 0]) for p in trace
+      float(p['layers']['continuum']['level_1']['up'][0, 0, 0]) for p in trace
   ]
   rates = [float(factory.make_schedule(config, 20)(s)) for s in range(7)]
   expected = [0, 0, rates[2], 0, 0, rates[5], 0]
@@ -144,7 +146,7 @@ def test_levels_without_periods_are_ordinary():
   """If it fails, in-context levels, which have no outer period, are refused."""
   trace, state = run(factory.make_optimizer(CONFIG, 20), [filled(0.01)])
   assert set(frequency.update_counts(state)) == {'base'}
-  assert (trace[-1]['blocks']['continuum']['level_1']['up'] != 1).all()
+  assert (trace[-1]['layers']['continuum']['level_1']['up'] != 1).all()
 
 
 def test_periods_that_do_not_nest_name_the_field():

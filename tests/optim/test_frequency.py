@@ -44,10 +44,10 @@ def bits(x):
 
 @pytest.mark.parametrize('period', [2, 3, 5])
 def test_cadence(period):
-  """If it fails, a slow level drifts between its updates, or updates at the
+  """If it fails, the frequency of a level is not what Def. 2 says.
 
-  wrong steps: its frequency is not what Def. 2 says. Compared bit for bit, with
-  a -0.0 among the parameters.
+  It must move at multiples of its period and hold still in between, bit for bit;
+  there is a -0.0 among the parameters.
   """
   tx = frequency.nested(
       {'fast': (optax.adam(0.1), 1), 'slow': (optax.adam(0.1), period)},

@@ -1,0 +1,204 @@
+"""The loop: stopping at any moment and going on changes nothing."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from hope_jax.config import ConfigError
+from hope_jax.evals import language
+from hope_jax.train import checkpoint, loop
+from tests import standin
+
+MODEL = standin.Standin()
+
+
+class Interrupting(standin.Batches):
+  """Sends this process a signal, or fails, as it gives batch `at`."""
+
+  def __init__(self, at, what):
+    super().__init__()
+    self._at, self._what = at, what
+
+  def __next__(self):
+    if self._place == self._at - 1:
+      if isinstance(self._what, Exception):
+        raise self._what
+      os.kill(os.getpid(), self._what)
+    return super().__next__()
+
+
+def evaluate(params):
+  return language.evaluate(MODEL, params, [next(standin.Batches(seed=7))])
+
+
+def train(config, batches=None, **options):
+  batches = batches or standin.Batches()
+  return loop.train(
+      MODEL, batches, config, evaluate=evaluate, progress=False, **options
+  )
+
+
+def comparable(history):
+  """The history without what depends on the clock."""
+  return [
+      {k: v for k, v in record.items() if k != 'tokens_per_second'}
+      for record in history
+  ]
+
+
+def assert_same(a, b):
+  """Asserts that two results are equal bit for bit."""
+  for x, y in zip(jax.tree.leaves(a.state), jax.tree.leaves(b.state)):
+    if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
+      x, y = jax.random.key_data(x), jax.random.key_data(y)
+    assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+  assert comparable(a.history) == comparable(b.history)
+
+
+def on_disk(config):
+  with open(os.path.join(config.workdir, 'metrics.jsonl')) as file:
+    return [json.loads(line) for line in file]
+
+
+@pytest.fixture(scope='module')
+def uninterrupted():
+  return train(standin.make_config())
+
+
+def test_history(uninterrupted):
+  """If it fails, records are missing, or updates of levels are miscounted."""
+  steps = [(r['step'], r['split']) for r in uninterrupted.history]
+  assert steps == [
+      (1, 'train'), (2, 'train'), (3, 'train'), (3, 'heldout'), (4, 'train'),
+      (5, 'train'), (6, 'train'), (6, 'heldout'),
+  ]
+  last = uninterrupted.history[-2]
+  assert (last['updates/level_0'], last['updates/level_1']) == (6, 2)
+  assert uninterrupted.stopped == 'done'
+  assert last['loss'] < uninterrupted.history[0]['loss']
+
+
+@pytest.mark.parametrize('at', [1, 2, 3, 4, 5])
+def test_resume_after_interruption_at_any_step(tmp_path, uninterrupted, at):
+  """If it fails, Ctrl-C costs work or changes the result.
+
+  Steps 2 and 4 have a checkpoint anyway, 3 an evaluation; level 1 of period 3 is
+  in the middle of accumulating at all but 3. Compared bit for bit: parameters,
+  optimizer, key, metrics.
+  """
+  config = standin.make_config(workdir=tmp_path)
+  stopped = train(config, Interrupting(at, signal.SIGINT))
+  assert stopped.stopped == 'SIGINT'
+  assert int(stopped.state.step) == at
+  assert checkpoint.Checkpoints(config).steps()[-1] == at
+  resumed = train(config)
+  assert_same(resumed, uninterrupted)
+  assert on_disk(config) == resumed.history
+
+
+def test_resume_after_a_crash(tmp_path, uninterrupted):
+  """If it fails, a killed run repeats records or does not come back.
+
+  It dies at step 6, having logged step 5; the last checkpoint is of step 4.
+  """
+  config = standin.make_config(workdir=tmp_path)
+  with pytest.raises(RuntimeError, match='power'):
+    train(config, Interrupting(6, RuntimeError('power')))
+  assert [r['step'] for r in on_disk(config)][-1] == 5
+  resumed = train(config)
+  assert_same(resumed, uninterrupted)
+  assert comparable(on_disk(config)) == comparable(uninterrupted.history)
+
+
+def test_sigterm(tmp_path):
+  """If it fails, a preempted machine loses the steps since its checkpoint."""
+  config = standin.make_config(workdir=tmp_path)
+  result = train(config, Interrupting(3, signal.SIGTERM))
+  assert result.stopped == 'SIGTERM'
+  assert checkpoint.Checkpoints(config).steps() == [2, 3]
+  assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_time_limit(tmp_path):
+  """If it fails, train.max_seconds does not stop a run, or does not save."""
+  config = standin.make_config(workdir=tmp_path, train={'max_seconds': 1e-9})
+  result = train(config)
+  assert result.stopped == 'time'
+  assert checkpoint.Checkpoints(config).steps() == [1]
+
+
+def test_finished_run_and_a_longer_one(tmp_path, uninterrupted):
+  """If it fails, a finished run is spoilt by starting it again, or stays short.
+
+  Bit for bit the first time; then one step more, on top of the same history.
+  """
+  config = standin.make_config(workdir=tmp_path)
+  train(config)
+  again = train(config)
+  assert_same(again, uninterrupted)
+  longer = train(standin.make_config(workdir=tmp_path, train={'steps': 7}))
+  assert int(longer.state.step) == 7
+  assert comparable(longer.history)[:8] == comparable(uninterrupted.history)
+
+
+def test_older_checkpoint_if_asked(tmp_path, uninterrupted):
+  """If it fails, `checkpoint_step` loses later checkpoints, or its records."""
+  config = standin.make_config(workdir=tmp_path)
+  train(config)
+  result = train(config, checkpoint_step=4)
+  assert_same(result, uninterrupted)
+  assert os.listdir(tmp_path / 'set_aside') == ['6']
+  assert on_disk(config) == result.history
+
+
+def test_no_workdir_writes_nothing(tmp_path, monkeypatch):
+  """If it fails, a run in memory leaves files where it was started."""
+  monkeypatch.chdir(tmp_path)
+  train(standin.make_config(train={'steps': 2, 'checkpoint_every': 1}))
+  assert os.listdir(tmp_path) == []
+
+
+def test_loss_that_is_not_finite(tmp_path):
+  """If it fails, a run goes on with NaN, or saves it over what was good."""
+
+  class Poisoned(standin.Batches):
+
+    def __next__(self):
+      batch = super().__next__()
+      if self._place == 4:
+        batch['mask'][:] = np.nan
+      return batch
+
+  config = standin.make_config(workdir=tmp_path)
+  with pytest.raises(FloatingPointError, match='loss is nan at step 4'):
+    train(config, Poisoned())
+  assert checkpoint.Checkpoints(config).steps() == [2]
+
+
+def test_data_that_ends():
+  """If it fails, a finite data set ends a run with a bare StopIteration."""
+  batches = Interrupting(3, StopIteration())
+  with pytest.raises(ConfigError, match='ended before step 3'):
+    train(standin.make_config(), batches)
+
+
+def test_levels_with_a_period():
+  """If it fails, periods are given to models without levels of that kind.
+
+  A Transformer has none, and periods of in-context levels are in tokens.
+  """
+  config = standin.make_config()
+  assert loop.level_periods(config) == (1, 3)
+  for change in (
+      {'architecture': 'transformer'},
+      {'continuum': dataclasses.replace(
+          config.model.continuum, regime='in_context',
+          learning_rates=(0.1, 0.1))},
+  ):
+    model = dataclasses.replace(config.model, **change)
+    assert loop.level_periods(dataclasses.replace(config, model=model)) == ()
