@@ -101,7 +101,8 @@ class Session:
 
   def save(self, path: str) -> None:
     """Writes the memory to a file, whole or not at all."""
-    leaves = jax.tree_util.tree_leaves_with_path(self._full_state())
+    # A fresh memory is None, which has no leaves.
+    leaves = jax.tree_util.tree_leaves_with_path(self.state)
     arrays = {jax.tree_util.keystr(key): np.asarray(x) for key, x in leaves}
     with open(path + '.new', 'wb') as file:
       np.savez(file, last=np.int32(self._last), **arrays)
@@ -114,10 +115,10 @@ class Session:
       ConfigError: the file is not there, is damaged, or is the memory of
         another model.
     """
-    like = self._full_state()
     try:
       with np.load(path) as file:
         arrays = dict(file)
+        last = int(arrays.pop('last'))
     except Exception as error:  # zipfile, zlib, NumPy and the system raise.
       raise ConfigError(f'{path!r} is not a saved memory: {error}') from error
 
@@ -132,15 +133,15 @@ class Session:
       # A file keeps bfloat16 as two bytes without a meaning.
       return jnp.asarray(found.view(leaf.dtype))
 
-    self.state = jax.tree_util.tree_map_with_path(take, like)
-    self._last = int(arrays['last'])
-
-  def _full_state(self) -> PyTree:
-    """Returns the state; where nothing was read, what it would be after BOS."""
-    if self.state is not None:
-      return self.state
-    token = jnp.full((1, 1), self._last, jnp.int32)
-    return generate_lib.prefill(self._model, self._params, token)[1]
+    state = None
+    if arrays:
+      _, like = jax.eval_shape(
+          lambda params, tokens: self._model.apply({'params': params}, tokens),
+          self._params,
+          jnp.zeros((1, 1), jnp.int32),
+      )
+      state = jax.tree_util.tree_map_with_path(take, like)
+    self.state, self._last = state, last
 
   def _read(self, text: str | bytes) -> tuple[np.ndarray, float, PyTree]:
     """Returns the tokens of a text, its nats a token and the state after it."""

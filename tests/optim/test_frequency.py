@@ -46,8 +46,8 @@ def bits(x):
 def test_cadence(period):
   """If it fails, the frequency of a level is not what Def. 2 says.
 
-  It must move at multiples of its period and hold still in between, bit for bit;
-  there is a -0.0 among the parameters.
+  It must move at multiples of its period and hold still in between, bit for
+  bit; there is a -0.0 among the parameters.
   """
   tx = frequency.nested(
       {'fast': (optax.adam(0.1), 1), 'slow': (optax.adam(0.1), period)},

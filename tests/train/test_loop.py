@@ -87,9 +87,9 @@ def test_history(uninterrupted):
 def test_resume_after_interruption_at_any_step(tmp_path, uninterrupted, at):
   """If it fails, Ctrl-C costs work or changes the result.
 
-  Steps 2 and 4 have a checkpoint anyway, 3 an evaluation; level 1 of period 3 is
-  in the middle of accumulating at all but 3. Compared bit for bit: parameters,
-  optimizer, key, metrics.
+  Steps 2 and 4 have a checkpoint anyway, 3 an evaluation; level 1 of period 3
+  is in the middle of accumulating at all but 3. Compared bit for bit:
+  parameters, optimizer, key, metrics.
   """
   config = standin.make_config(workdir=tmp_path)
   stopped = train(config, Interrupting(at, signal.SIGINT))
