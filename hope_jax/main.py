@@ -30,6 +30,7 @@ import json
 import os
 import shlex
 import sys
+import textwrap
 import typing
 from typing import Any
 
@@ -84,12 +85,14 @@ def _define_flags() -> flags.FlagValues:
 
 def _help() -> str:
   values = _define_flags()
-  lines = [
-      f'  --{name} (default: {values[name].default!r})\n      '
-      + values[name].help
-      for name in values
-  ]
-  return f'{__doc__}\nFlags:\n' + '\n'.join(lines)
+  lines = []
+  for name in values:
+    flag = values[name]
+    text = f'--{name}: {flag.help} Default: {flag.default!r}.'
+    lines += textwrap.wrap(
+        text, 80, initial_indent='  ', subsequent_indent='      '
+    )
+  return f'{__doc__}\nFlags:\n\n' + '\n'.join(lines)
 
 
 def _split_overrides(
@@ -109,7 +112,7 @@ def _split_overrides(
       continue
     name, equals, text = arg.removeprefix('--config.').partition('=')
     if not equals:
-      if not args:
+      if not args or args[0].startswith('--'):
         raise ConfigError(f'--config.{name} needs a value: --config.{name}=...')
       text = args.pop(0)
     overrides.append((name, text))

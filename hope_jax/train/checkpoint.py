@@ -14,12 +14,16 @@ learning rate then follows the schedule of the new length from there on.
 """
 
 from collections.abc import Callable, Iterator
+import contextlib
 import errno
 import importlib.metadata
+import io
 import json
 import os
 import platform
 import shutil
+import sys
+import time
 from typing import Any
 
 import jax
@@ -298,10 +302,11 @@ class Checkpoints:
         for name, like in items.items()
     }
     try:
-      read = self._manager().restore(
-          step,
-          args=ocp.args.Composite(about=ocp.args.JsonRestore(), **args),
-      )
+      with _without_echo():
+        read = self._manager().restore(
+            step,
+            args=ocp.args.Composite(about=ocp.args.JsonRestore(), **args),
+        )
       for name in items:
         sums = [int(c) for c in _checksums(read[name])]
         if sums != read.about['checksums'][name]:
@@ -318,6 +323,30 @@ class Checkpoints:
           f' is damaged ({_line(error)}); {way}'
       ) from error
     return read
+
+
+@contextlib.contextmanager
+def _without_echo() -> Iterator[None]:
+  """Swallows what the reads that are given up print when one has failed.
+
+  Orbax reads arrays concurrently and stops at the first error. The others then
+  report that nobody waits for them: from threads within moments, and from
+  coroutines whenever those are collected.
+  """
+  with contextlib.redirect_stderr(io.StringIO()):
+    try:
+      yield
+    except Exception:
+      report = sys.unraisablehook
+
+      def hook(unraisable):
+        code = getattr(unraisable.object, 'cr_code', None)
+        if code is None or 'orbax' not in code.co_filename:
+          report(unraisable)
+
+      sys.unraisablehook = hook
+      time.sleep(0.5)
+      raise
 
 
 def _rest(state: TrainState) -> dict[str, PyTree]:

@@ -1,0 +1,261 @@
+"""The command line, from a user's side; the model is the stand-in."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hope_jax import main as main_lib
+from tests import standin
+
+ROOT = pathlib.Path(__file__).parents[1]
+TINY = str(ROOT / 'experiments' / 'tiny.py')
+
+
+@pytest.fixture(autouse=True)
+def small_model(monkeypatch):
+  monkeypatch.setattr(main_lib, 'LanguageModel', standin.Standin)
+
+
+@pytest.fixture(scope='module')
+def corpus(tmp_path_factory):
+  """Forty short texts, so that some are held out."""
+  folder = tmp_path_factory.mktemp('corpus')
+  for i in range(40):
+    (folder / f'{i}.txt').write_text(f'text number {i} of a corpus. ' * 8)
+  return folder
+
+
+def train_args(corpus, workdir, *more):
+  return [
+      'train', f'--config={TINY}', f'--workdir={workdir}',
+      '--config.data.source=files', f'--config.data.path={corpus}/*.txt',
+      '--config.data.holdout=0.2', '--config.data.sequence_length=32',
+      '--config.train.steps=4', '--config.train.log_every=1',
+      '--config.train.checkpoint_every=2', '--config.optimizer.warmup_steps=1',
+      *more,
+  ]
+
+
+@pytest.fixture(scope='module')
+def trained(corpus, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('main') / 'run'
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(main_lib, 'LanguageModel', standin.Standin)
+    assert main_lib.main(train_args(corpus, workdir)) == 0
+  return workdir
+
+
+def losses(workdir):
+  """Returns (step, split, loss) of each record."""
+  records = map(json.loads, (workdir / 'metrics.jsonl').open())
+  return [(r['step'], r['split'], r['loss']) for r in records]
+
+
+def fails(args, capsys):
+  """Returns the one line that `args` are answered with."""
+  assert main_lib.main(args) == 2
+  captured = capsys.readouterr()
+  assert captured.out == ''
+  (line,) = captured.err.splitlines()
+  assert line.startswith('error: ')
+  return line
+
+
+def test_train_eval_generate(trained, corpus, capsys):
+  """If it fails, the three commands do not fit together."""
+  step, split, loss = losses(trained)[-1]
+  assert (step, split) == (4, 'heldout')
+  assert main_lib.main(['eval', f'--workdir={trained}']) == 0
+  found = json.loads(capsys.readouterr().out)
+  assert found['loss'] == pytest.approx(loss, rel=1e-6)
+  args = ['generate', f'--workdir={trained}', '--tokens=5', '--temperature=0']
+  assert main_lib.main([*args, '--prompt=text']) == 0
+  assert capsys.readouterr().out.startswith('text')
+
+
+def test_eval_on_another_text(trained, tmp_path, capsys):
+  """If it fails, a model can be measured on its own corpus only."""
+  for i in range(40):
+    (tmp_path / f'{i}.txt').write_text('entirely different 0123456789 ' * 8)
+  path = f'--config.data.path={tmp_path}/*.txt'
+  assert main_lib.main(['eval', f'--workdir={trained}']) == 0
+  assert main_lib.main(['eval', f'--workdir={trained}', path]) == 0
+  own, other = map(json.loads, capsys.readouterr().out.splitlines())
+  assert own['loss'] != other['loss']
+
+
+def test_checkpoint_step(trained, capsys):
+  """If it fails, only the latest checkpoint can be looked at."""
+  args = ['eval', f'--workdir={trained}']
+  assert main_lib.main([*args, '--checkpoint_step=2']) == 0
+  assert main_lib.main([*args, '--checkpoint_step', '4']) == 0
+  early, late = map(json.loads, capsys.readouterr().out.splitlines())
+  assert late['loss'] < early['loss']
+  assert 'there are: 2, 4' in fails([*args, '--checkpoint_step=3'], capsys)
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['train', '--config.train.stepz=3'],
+         "unknown field 'train.stepz'; did you mean 'steps'?"),
+        (['train', '--config.modle.dim=3'], "did you mean 'model'?"),
+        (['train', '--config.train.steps=many'],
+         "train.steps must be int; got 'many'"),
+        (['train', '--config.train.steps.x=1'], "'steps' is a value"),
+        (['train', '--config.train.steps'], 'needs a value'),
+        (['train', '--config.model.titans.chunk=7'], 'must divide'),
+        (['train', '--config.model.continuum.periods=2,3'], 'divide the next'),
+        (['train', '--config.mesh.data=64'], 'needs 64 devices'),
+        (['train', '--config.optimizer.warmup_steps=99'], 'warmup_steps'),
+        (['train', '--config.model.vocab_size=7'],
+         'add --config.model.vocab_size=256'),
+        (['train', '--config.data.source=files', '--config.data.path=/no/*'],
+         '/no/*'),
+        (['train', '--wrokdir=x'], 'wrokdir'),
+        (['train', '--checkpoint_step=one'], 'checkpoint_step'),
+        (['trian'], 'train, eval, generate'),
+        (['train', 'eval'], 'train, eval, generate'),
+    ],
+)
+def test_bad_arguments(args, message, tmp_path, capsys):
+  """If it fails, a slip of the user's is answered with a trace."""
+  args = [*args, f'--config={TINY}', f'--workdir={tmp_path / "run"}']
+  assert message in fails(args, capsys)
+  assert not (tmp_path / 'run' / 'checkpoints').exists()
+
+
+def test_no_config(tmp_path, capsys):
+  """If it fails, a missing or broken experiment file ends in a trace."""
+  assert '--config=' in fails(['train'], capsys)
+  assert 'no file' in fails(['train', '--config=nowhere.py'], capsys)
+  broken = tmp_path / 'broken.py'
+  broken.write_text('def get_config():\n  return 1 / 0')
+  line = fails(['train', f'--config={broken}'], capsys)
+  assert 'ZeroDivisionError' in line
+  line = fails(['eval', f'--workdir={tmp_path}'], capsys)
+  assert 'no run in workdir' in line
+
+
+def test_workdir_of_another_config(trained, corpus, capsys):
+  """If it fails, a second experiment overwrites the first."""
+  files = {p: p.read_bytes() for p in trained.rglob('*') if p.is_file()}
+  args = train_args(corpus, trained, '--config.data.seed=5')
+  assert 'data.seed is 0 there and 5 here' in fails(args, capsys)
+  assert files == {p: p.read_bytes() for p in trained.rglob('*') if p.is_file()}
+
+
+def test_damaged_checkpoint(corpus, tmp_path, capsys):
+  """If it fails, damage is answered with pages of a storage library's state.
+
+  All arrays at once, since reads that are given up complain from threads.
+  """
+  workdir = tmp_path / 'run'
+  args = train_args(corpus, workdir)
+  assert main_lib.main(args) == 0
+  for path in (workdir / 'checkpoints' / '4').rglob('d/*'):
+    path.unlink()
+  before = losses(workdir)
+  capsys.readouterr()
+  assert '--checkpoint_step=2' in fails(args, capsys)
+  # The way out, through the real data: the same batches, the same losses.
+  assert main_lib.main([*args, '--checkpoint_step=2']) == 0
+  assert (workdir / 'set_aside' / '4').is_dir()
+  assert losses(workdir) == before
+
+
+def test_overrides():
+  """If it fails, some field cannot be set, or gets a value of another type.
+
+  Most are not mentioned in the experiment file.
+  """
+  rest, overrides = main_lib._split_overrides([
+      'train', '--config.data.path=123', '--config.model.titans.eta_max=0.5',
+      '--config.model.continuum.periods', '1,8', '--seed=3',
+      '--config.model.tie_embeddings', 'true', '--config.model.titans.momentum',
+      'False', '--config.optimizer.learning_rate=1',
+  ])
+  assert rest == ['train', '--seed=3']
+  config = main_lib.load_config(TINY, 'x', overrides)
+  assert config.data.path == '123'
+  assert config.model.titans.eta_max == 0.5
+  assert config.model.continuum.periods == (1, 8)
+  assert config.model.tie_embeddings is True
+  assert config.model.titans.momentum is False
+  assert config.optimizer.learning_rate == 1.0
+  assert config.model.dim == 32  # From the file.
+  none = [('model.titans.eta_max', 'none')]
+  assert main_lib.load_config(TINY, 'x', none).model.titans.eta_max is None
+
+
+def test_experiment_with_an_argument(tmp_path):
+  """If it fails, `--config=file.py:argument` does not reach get_config."""
+  path = tmp_path / 'sized.py'
+  path.write_text(
+      'import ml_collections\n'
+      'def get_config(size):\n'
+      '  return ml_collections.ConfigDict({"model": {"dim": int(size)}})\n'
+  )
+  config = main_lib.load_config(f'{path}:64', None)
+  assert config.model.dim == 64
+  assert config.workdir == os.path.join('runs', 'sized')
+
+
+def test_help(capsys):
+  """If it fails, --help does not say what there is."""
+  assert main_lib.main(['--help']) == 0
+  text = capsys.readouterr().out
+  for word in ('train', 'eval', 'generate', '--prompt', '--temperature',
+               '--checkpoint_step', '--config.model.dim', 'Ctrl-C'):
+    assert word in text
+  assert max(map(len, text.splitlines())) <= 80
+
+
+def test_going_on_leaves_out_the_old_checkpoint():
+  """If it fails, the printed command starts from the same old step again."""
+  for flag in (['--checkpoint_step=2'], ['--checkpoint_step', '2']):
+    line = main_lib._again(['train', *flag, '--config=a b.py'])
+    assert line.endswith("-m hope_jax.main train '--config=a b.py'")
+
+
+def test_ctrl_c(corpus, tmp_path, capsys):
+  """If it fails, Ctrl-C loses work, or leaves the user without a way on.
+
+  A real signal to a real process; then the same command again.
+  """
+  workdir = tmp_path / 'run'
+  script = (
+      'import sys\nfrom hope_jax import main\nfrom tests import standin\n'
+      'main.LanguageModel = standin.Standin\n'
+      'sys.exit(main.main(sys.argv[1:]))\n'
+  )
+  args = train_args(
+      corpus, workdir, '--config.train.steps=1000000',
+      '--config.train.checkpoint_every=1000000',
+  )
+  process = subprocess.Popen(
+      [sys.executable, '-c', script, *args], cwd=ROOT, text=True,
+      env=dict(os.environ, PYTHONPATH=str(ROOT)), stderr=subprocess.PIPE,
+  )
+  metrics = workdir / 'metrics.jsonl'
+  deadline = time.monotonic() + 120
+  while time.monotonic() < deadline and process.poll() is None:
+    if metrics.exists() and metrics.stat().st_size:
+      break
+    time.sleep(0.1)
+  process.send_signal(signal.SIGINT)
+  _, errors = process.communicate(timeout=60)
+  assert process.returncode == 130, errors[-2000:]
+  assert '-m hope_jax.main train' in errors.splitlines()[-1]
+  assert 'to go on' in errors.splitlines()[-2]
+  (step,) = map(int, os.listdir(workdir / 'checkpoints'))
+  capsys.readouterr()
+  more = f'--config.train.steps={step + 1}'
+  assert main_lib.main([*args, more]) == 0
+  assert f'step {step + 1} of' in capsys.readouterr().err
