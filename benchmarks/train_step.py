@@ -77,7 +77,7 @@ def environment(peer: str, folder: pathlib.Path) -> str:
   wanted = f'{TORCH} {PEERS[peer]}'
   if stamp.exists() and stamp.read_text() == wanted:
     return str(python)
-  print(f'installing {wanted} into {home}', file=sys.stderr)
+  print(f'installing {wanted} into {home}', flush=True)
   pip = [str(python), '-m', 'pip', 'install', '--quiet']
   for command in (
       [sys.executable, '-m', 'venv', '--clear', str(home)],
@@ -245,8 +245,17 @@ def main() -> None:
   rows = [
       row for row in ROWS if not flags.only or any(p in row for p in flags.only)
   ]
-  if not rows:
-    parser.error(f'--only matches none of: {", ".join(ROWS)}')
+  for part in flags.only:
+    if not any(part in row for row in ROWS):
+      parser.error(f'--only {part} matches none of: {", ".join(ROWS)}')
+  # Installed before anything is measured, which it would disturb.
+  pythons = {}
+  for peer in PEERS:
+    if any(row.startswith(peer) for row in rows):
+      try:
+        pythons[peer] = environment(peer, flags.environments)
+      except Unavailable as error:
+        pythons[peer] = error
   report = {
       'configuration': {
           'batch': flags.batch, 'times': flags.times, 'layers': 4, 'dim': 256,
@@ -274,7 +283,9 @@ def main() -> None:
     try:
       python, script = sys.executable, 'ours.py'
       if package in PEERS:
-        python, script = environment(package, flags.environments), 'peers.py'
+        python, script = pythons[package], 'peers.py'
+      if isinstance(python, Unavailable):
+        raise python
       arguments = [
           row, '--batch', str(flags.batch), '--time', str(length),
           '--seconds', str(flags.seconds),
