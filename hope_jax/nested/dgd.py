@@ -1,4 +1,4 @@
-"""One chunk of delta gradient descent on a memory, layer by layer.
+"""One chunk of delta gradient descent on the memories of a layer.
 
 DGD is defined for a matrix (NL Eq. 57): decay along the layer's input, then the
 gradient step. For an MLP memory it is applied to each layer with that layer's
@@ -6,13 +6,16 @@ own input (nested_learning.md §4.5). Not specified by the paper: the length of 
 hidden input. The output layer uses the unit vector h / |h| both to decay along
 and to write with, so that one step of eta = 1 stores its value exactly and no
 layer's size drives the other's.
+
+Memories that share their keys share the triangular system of the chunk form, so
+a `Bank` keeps their first layers side by side as one wide matrix.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 
-from hope_jax.kernels.dgd.chunked import Momentum, Read, chunk_step
+from hope_jax.kernels.dgd.chunked import Momentum, Read, chunk_step, matmul
 from hope_jax.nested import memory as memory_lib
 from hope_jax.nested.memory import Memory
 from hope_jax.types import Array
@@ -25,94 +28,145 @@ def unit(x: Array, eps: float = 1e-3) -> Array:
   return x / jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True) + eps * eps)
 
 
+class Bank(NamedTuple):
+  """Memories that are written with the same keys."""
+
+  first: Array  # [..., K, W]: the first layers side by side
+  second: dict[str, Array]  # name -> output layer [..., F, V] of an MLP
+
+
+class Columns(NamedTuple):
+  """Which columns of `Bank.first` belong to which memory, in order."""
+
+  names: tuple[str, ...]
+  widths: tuple[int, ...]
+
+  def split(self, x: Array) -> dict[str, Array]:
+    """name -> its columns of x [..., W]."""
+    parts, start = {}, 0
+    for name, width in zip(self.names, self.widths):
+      parts[name] = x[..., start : start + width]
+      start += width
+    return parts
+
+
+def pack(
+    memories: dict[str, Memory], names: tuple[str, ...]
+) -> tuple[Bank, Columns]:
+  """Puts memories into a bank, in this order; `unpack` takes them out again."""
+  firsts = [memories[n][memory_lib.first_layer(memories[n])] for n in names]
+  second = {n: memories[n]['w_out'] for n in names if 'w_out' in memories[n]}
+  columns = Columns(names, tuple(x.shape[-1] for x in firsts))
+  return Bank(jnp.concatenate(firsts, axis=-1), second), columns
+
+
+def unpack(bank: Bank, columns: Columns) -> dict[str, Memory]:
+  """The memories of a bank, by name."""
+  memories = {}
+  for name, first in columns.split(bank.first).items():
+    if name in bank.second:
+      memories[name] = {'w_in': first, 'w_out': bank.second[name]}
+    else:
+      memories[name] = {'w': first}
+  return memories
+
+
 def step(
-    memories: dict[str, Memory],
-    frozen: dict[str, Memory],
-    momentum: dict[str, Memory] | None,
+    bank: Bank,
+    frozen: Bank,
+    momentum: Bank | None,
     k: Array,
     targets: dict[str, Array],
     eta: Array,
     log_alpha: Array,
     log_mu: Array | None,
     *,
+    columns: Columns,
+    shares: dict[str, float],
     q: Array | None = None,
     objective: str,
     layers: Layers,
     precision: str = 'float32',
-) -> tuple[dict[str, Memory], dict[str, Memory] | None, Array | None]:
-  """Writes one chunk into memories that share keys and rates.
+) -> tuple[Bank, Bank | None, Array | None]:
+  """Writes one chunk into every memory of a bank.
 
   M_t = M_{t-1} (alpha_t I - eta_t k_t k_t^T) - eta_t grad L(M_c; k_t, v^_t), with
   the gradient at the frozen copy M_c (NL Eq. 88, 90).
 
   Args:
-    memories: name -> memory at the chunk's start, leaves [..., K, V].
-    frozen: name -> the copy the gradients are taken at, of the same structure.
-    momentum: name -> momentum of the writes, or None.
+    bank: the memories at the chunk's start, leaves [..., ., .].
+    frozen: the copy the gradients are taken at.
+    momentum: momentum of the writes, or None.
     k: unit keys, [..., C, K].
     targets: name -> v^, [..., C, V].
     eta: inner learning rates, [..., C].
     log_alpha: log retentions, [..., C].
     log_mu: log momentum gates [..., C], or None.
-    q: queries [..., C, K] answered by the state before each token's write; only
-      with a single memory. None: nothing is read.
+    columns: the memories of the bank.
+    shares: name -> the memory's rate as a share of eta.
+    q: queries [..., C, K] to the bank's first memory, answered by its state
+      before each token's write. None: nothing is read.
     objective: 'delta' or 'l2', see `memory.write_values`.
     layers: which layers of an MLP DGD decays along their input ('none': plain
       gradient descent; a matrix is its own input and output layer).
     precision: of the products.
 
   Returns:
-    The memories after the chunk, their momentum, and the reads [..., C, V].
+    The bank after the chunk, its momentum, and the reads [..., C, V].
   """
-  names = list(memories)
+  copies = unpack(frozen, columns)
+  z = {name: None for name in columns.names}
+  if frozen.second or objective == 'l2':
+    z = columns.split(matmul(k, frozen.first, precision))
   plans = {
       name: memory_lib.write_values(
-          frozen[name], k, targets[name], objective=objective,
-          precision=precision,
+          copies[name], k, targets[name], objective=objective,
+          precision=precision, z=z[name],
       )
-      for name in names
+      for name in columns.names
   }
-  new = {name: {} for name in names}
-  new_momentum = {name: {} for name in names} if momentum is not None else None
   read: Read = 'none' if q is None else 'pre'
 
-  def layer(names, layer_name, query, key, u, erase):
-    """One recurrence over the layers of `names`, side by side along V."""
-    s = [memories[n][layer_name] for n in names]
-    m = None
-    if momentum is not None:
-      m = [momentum[n][layer_name] for n in names]
-      m = Momentum(jnp.concatenate(m, axis=-1), log_mu)
-    o, s_new, m_new = chunk_step(
-        jnp.concatenate(s, axis=-1), query, key, u, eta, log_alpha,
-        read=read, erase=erase, momentum=m, precision=precision,
+  def write(state, velocity, query, key, u, erase, groups):
+    if velocity is not None:
+      velocity = Momentum(velocity, log_mu)
+    return chunk_step(
+        state, query, key, u, eta, log_alpha, read=read if query is not None
+        else 'none', erase=erase, momentum=velocity, groups=groups,
+        precision=precision,
     )
-    start = 0
-    for n, x in zip(names, s):
-      part = slice(start, start + x.shape[-1])
-      new[n][layer_name] = s_new[..., part]
-      if new_momentum is not None:
-        new_momentum[n][layer_name] = m_new[..., part]
-      start += x.shape[-1]
-    return o
 
-  # Layers that see the key itself share one triangular system.
-  groups = [[n for n in names if 'w' in plans[n]],
-            [n for n in names if 'w_in' in plans[n]]]
-  o = None
-  for group, layer_name in zip(groups, ('w', 'w_in')):
-    if group:
-      u = jnp.concatenate([plans[n][layer_name][1] for n in group], axis=-1)
-      erase = layers in ('all', 'input') or (
-          layer_name == 'w' and layers == 'output'
-      )
-      o = layer(group, layer_name, q, k, u, erase)
-  for n in groups[1]:
-    hidden, u = plans[n]['w_out']
-    query = None if q is None else memory_lib.activation(o)
-    erase = layers in ('all', 'output')
-    out = layer([n], 'w_out', query, unit(hidden), u, erase)
-    o = out if q is not None else o
+  u = [plans[n][memory_lib.first_layer(copies[n])][1] for n in columns.names]
+  groups = tuple((w, shares[n]) for n, w in zip(columns.names, columns.widths))
+  decays = ('all', 'input') if frozen.second else ('all', 'input', 'output')
+  o, first, first_momentum = write(
+      bank.first, None if momentum is None else momentum.first, q, k,
+      jnp.concatenate(u, axis=-1), layers in decays, _merge(groups),
+  )
+  second, second_momentum = {}, {}
+  for name, state in bank.second.items():
+    hidden, u = plans[name]['w_out']
+    reader = name == columns.names[0] and q is not None
+    answer, second[name], second_momentum[name] = write(
+        state, None if momentum is None else momentum.second[name],
+        memory_lib.activation(o) if reader else None, unit(hidden), u,
+        layers in ('all', 'output'), ((u.shape[-1], shares[name]),),
+    )
+    o = answer if reader else o
   if q is not None:
     o = memory_lib.identity(q, o)
-  return new, new_momentum, o
+  new_momentum = None
+  if momentum is not None:
+    new_momentum = Bank(first_momentum, second_momentum)
+  return Bank(first, second), new_momentum, o
+
+
+def _merge(groups: tuple[tuple[int, float], ...]):
+  """Joins neighbours of equal share behind the first, which alone is read."""
+  merged = [groups[0]]
+  for width, share in groups[1:]:
+    if len(merged) > 1 and merged[-1][1] == share:
+      merged[-1] = (merged[-1][0] + width, share)
+    else:
+      merged.append((width, share))
+  return tuple(merged)

@@ -76,21 +76,34 @@ def identity(z: Array, y: Array) -> Array:
   return z + y if z.shape[-1] == y.shape[-1] else y
 
 
-def read(memory: Memory, z: Array, precision: str = 'float32') -> Array:
-  """M(z), without any write.
+def first_layer(memory: Memory) -> str:
+  """The layer that sees the key: 'w' of a matrix, 'w_in' of an MLP."""
+  return 'w' if 'w' in memory else 'w_in'
+
+
+def read(
+    memory: Memory,
+    x: Array,
+    precision: str = 'float32',
+    *,
+    z: Array | None = None,
+) -> Array:
+  """M(x), without any write.
 
   Args:
-    memory: leaves [..., K, V], leading axes broadcast against z's.
-    z: inputs, [..., C, K].
+    memory: leaves [..., K, V], leading axes broadcast against x's.
+    x: inputs, [..., C, K].
     precision: of the products, as in `chunk_step`.
+    z: x times the first layer, where the caller has it already.
 
   Returns:
     [..., C, V].
   """
+  if z is None:
+    z = matmul(x, memory[first_layer(memory)], precision)
   if 'w' in memory:
-    return identity(z, matmul(z, memory['w'], precision))
-  hidden = activation(matmul(z, memory['w_in'], precision))
-  return identity(z, matmul(hidden, memory['w_out'], precision))
+    return identity(x, z)
+  return identity(x, matmul(activation(z), memory['w_out'], precision))
 
 
 def write_values(
@@ -100,6 +113,7 @@ def write_values(
     *,
     objective: str,
     precision: str = 'float32',
+    z: Array | None = None,
 ) -> dict[str, tuple[Array, Array]]:
   """Closed-form inner gradient: for each layer its input and what it should add.
 
@@ -113,21 +127,21 @@ def write_values(
     target: v^, [..., C, V].
     objective: 'delta' or 'l2'.
     precision: of the products.
+    z: k times the first layer, where the caller has it already.
 
   Returns:
     Layer name -> (input [..., C, K or F], u [..., C, F or V]).
   """
-  z = hidden = None
-  if 'w' not in memory:
-    z = matmul(k, memory['w_in'], precision)
-    hidden = activation(z)
+  matrix = 'w' in memory
+  if z is None and (objective == 'l2' or not matrix):
+    z = matmul(k, memory[first_layer(memory)], precision)
   u = target
   if objective == 'l2':
-    if 'w' in memory:
-      u = target - read(memory, k, precision)
-    else:
-      u = target - identity(k, matmul(hidden, memory['w_out'], precision))
-  if 'w' in memory:
+    u = target - read(memory, k, precision, z=z)
+  if matrix:
     return {'w': (k, u)}
   back = matmul(u, jnp.swapaxes(memory['w_out'], -1, -2), precision)
-  return {'w_in': (k, activation_gradient(z) * back), 'w_out': (hidden, u)}
+  return {
+      'w_in': (k, activation_gradient(z) * back),
+      'w_out': (activation(z), u),
+  }

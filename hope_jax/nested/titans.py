@@ -107,34 +107,48 @@ def bound(x: Array) -> Array:
   return x / jnp.sqrt(1 + jnp.sum(x * x, axis=-1, keepdims=True))
 
 
-def project(params, frozen, x, options):
+def project(params, frozen, columns, x, options):
   """Keys, values, queries and gates of a tile, from the frozen memories.
 
   Args:
     params: see `layer`.
-    frozen: name -> the frozen copy; memories that are not written are read from
-      their learned initial states.
+    frozen: the frozen copies; memories that are not written are read from their
+      learned initial states.
+    columns: the memories in the bank.
     x: Streams of unit vectors, [B, H, C, K] each.
     options: as in `layer`.
 
   Returns:
     q, k, v [B, H, C, K]; eta, log_alpha, log_mu [B, H, C] (log_mu or None).
   """
+  copies = dgd.unpack(frozen, columns)
+  size = x.k.shape[-2]
+  rows = jnp.concatenate(
+      [x.k, x.v] + ([x.q] if 'q' in options.adaptive else []), axis=-2
+  )
+  z = {}
+  if options.adaptive:  # every stream against every memory, in one product
+    main = columns.widths[0]
+    rest = dgd.Columns(columns.names[1:], columns.widths[1:])
+    z = rest.split(matmul(rows, frozen.first[..., main:], options.precision))
 
-  def memory(name, z):
-    source = frozen.get(name, params['memories'].get(name))
-    return memory_lib.read(source, z, options.precision)
+  def memory(name, stream, start):
+    if name not in z:
+      source = params['memories'][name]
+      return memory_lib.read(source, stream, options.precision)
+    part = z[name][..., start * size : (start + 1) * size, :]
+    return memory_lib.read(copies[name], stream, options.precision, z=part)
 
+  k = unit(memory('k', x.k, 0))
+  v = memory('v', x.v, 1)
   if 'q' in options.adaptive:
-    q = unit(memory('q', x.q))
+    q = unit(memory('q', x.q, 2))
   else:
     q = unit(matmul(x.q, params['w_q'], options.precision))
-  k = unit(memory('k', x.k))
-  v = memory('v', x.v)
 
   def gate(name):
     bias = params['bias_' + name][:, None]
-    return memory(name, x.k)[..., 0] + bias
+    return memory(name, x.k, 0)[..., 0] + bias
 
   log_alpha = jax.nn.log_sigmoid(gate('alpha'))
   if not options.retention:
@@ -193,70 +207,87 @@ def layer(
   )
   restarts = starts is not None
 
-  def refresh(frozen, memories, opens):
+  names = (MAIN, *options.adaptive)
+  initial_bank, columns = dgd.pack(initial.memories, names)
+  initial_momentum = None
+  if options.momentum:
+    initial_momentum, _ = dgd.pack(initial.momentum, names)
+  shares = {
+      n: 1.0 if n == MAIN else options.projection_eta for n in columns.names
+  }
+
+  def refresh(frozen, bank, opens):
     """Copies memories into the frozen ones whose chunk starts with this tile."""
     if always_open:
-      return memories
-    chunk = lambda n: options.chunk if n == MAIN else options.projection_chunk
-    return {
-        n: levels.select(
-            (opens >= 0) & (opens % chunk(n) == 0), memories[n], frozen[n]
-        )
-        for n in memories
+      return bank
+
+    def open_for(chunk):
+      return ((opens >= 0) & (opens % chunk == 0))[:, None, None, None]
+
+    main = open_for(options.chunk)
+    rest = open_for(options.projection_chunk)
+    is_main = jnp.arange(sum(columns.widths)) < columns.widths[0]
+    first = jnp.where(
+        jnp.where(is_main, main, rest), bank.first, frozen.first
+    )
+    second = {
+        n: jnp.where(main if n == MAIN else rest, x, frozen.second[n])
+        for n, x in bank.second.items()
     }
+    return dgd.Bank(first, second)
 
   def body(carry, xs, tile):
-    """carry: (memories, frozen, momentum); xs: Streams of one tile."""
+    """carry: banks (memories, frozen, momentum); xs: Streams of one tile."""
     if restarts:
-      carry = levels.select(tile.reset, initial[:3], carry)
-    memories, frozen, momentum = carry
-    frozen = refresh(frozen, memories, tile.opens)
-    q, k, v, eta, log_alpha, log_mu = project(params, frozen, xs, options)
+      start = (initial_bank, initial_bank, initial_momentum)
+      carry = levels.select(tile.reset, start, carry)
+    bank, frozen, momentum = carry
+    frozen = refresh(frozen, bank, tile.opens)
+    q, k, v, eta, log_alpha, log_mu = project(
+        params, frozen, columns, xs, options
+    )
     valid = tile.valid[:, None, :]
     eta = jnp.where(valid, eta, 0)
     log_alpha = jnp.where(valid, log_alpha, 0)
     if log_mu is not None:  # mu = 1 neither writes nor forgets
       log_mu = jnp.where(valid, log_mu, 0)
 
-    def target(name):
-      if options.target == 'value' and name == MAIN:
-        return v
-      y = memory_lib.read(frozen[name], v, options.precision)
-      return y if options.target == 'raw' else bound(y)
-
-    def write(names, eta, q):
-      pick = lambda tree: None if tree is None else {n: tree[n] for n in names}
-      return dgd.step(
-          pick(memories), pick(frozen), pick(momentum), k,
-          {n: target(n) for n in names}, eta, log_alpha, log_mu, q=q,
-          objective=options.objective, layers=options.layers,
-          precision=options.precision,
-      )
+    copies = dgd.unpack(frozen, columns)
+    v_z = columns.split(matmul(v, frozen.first, options.precision))
+    targets = {}
+    for name, memory in copies.items():
+      y = memory_lib.read(memory, v, options.precision, z=v_z[name])
+      targets[name] = y if options.target == 'raw' else bound(y)
+    if options.target == 'value':
+      targets[MAIN] = v
 
     causal = options.read == 'causal'
-    new, new_momentum, o = write([MAIN], eta, q if causal else None)
+    bank, momentum, o = dgd.step(
+        bank, frozen, momentum, k, targets, eta, log_alpha, log_mu,
+        columns=columns, shares=shares, q=q if causal else None,
+        objective=options.objective, layers=options.layers,
+        precision=options.precision,
+    )
     if not causal:
-      o = memory_lib.read(frozen[MAIN], q, options.precision)
-    if options.adaptive:
-      rest = write(options.adaptive, options.projection_eta * eta, None)
-      new.update(rest[0])
-      if new_momentum is not None:
-        new_momentum.update(rest[1])
-    write_size = eta * jnp.sum(k * k, axis=-1)
+      o = memory_lib.read(copies[MAIN], q, options.precision)
     stats = {
-        'max_write': jnp.max(write_size),
+        'max_write': jnp.max(eta * jnp.sum(k * k, axis=-1)),
         'sum_eta': jnp.sum(eta),
         'sum_alpha': jnp.sum(jnp.where(valid, jnp.exp(log_alpha), 0)),
     }
-    return (new, frozen, new_momentum), (jnp.moveaxis(o, 1, 2), stats)
+    return (bank, frozen, momentum), (jnp.moveaxis(o, 1, 2), stats)
 
   def heads_first(stream):
     return jnp.moveaxis(levels.to_tiles(unit(stream), grid), 3, 2)
 
-  carry = (state.memories, state.frozen, state.momentum)
+  carry = tuple(
+      None if m is None else dgd.pack(m, names)[0]
+      for m in (state.memories, state.frozen, state.momentum)
+  )
   carry, (o, stats) = levels.scan_tiles(
       body, carry, jax.tree.map(heads_first, x), grid
   )
+  carry = tuple(None if b is None else dgd.unpack(b, columns) for b in carry)
   o = levels.from_tiles(o, grid, length)
   o = jnp.where(grid.overflow[:, None, None, None], jnp.nan, o)
   count = jnp.maximum(jnp.sum(grid.valid), 1) * x.q.shape[2]

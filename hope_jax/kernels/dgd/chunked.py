@@ -81,6 +81,9 @@ def decay_matrix(log_total: Array, log_from: Array, mask: Array) -> Array:
   return jnp.where(mask, jnp.exp(jnp.where(mask, exponent, 0)), 0)
 
 
+Groups = tuple[tuple[int, float], ...]
+
+
 def chunk_step(
     state: Array,
     q: Array | None,
@@ -92,6 +95,7 @@ def chunk_step(
     read: Read,
     erase: bool = True,
     momentum: Momentum | None = None,
+    groups: Groups | None = None,
     precision: str = 'float32',
 ) -> tuple[Array | None, Array, Array | None]:
   """One chunk of the recurrence, exactly; leading axes are batched.
@@ -108,42 +112,78 @@ def chunk_step(
     erase: whether the delta decay -eta k k^T acts (DGD), or only alpha (plain
       gradient descent with weight decay).
     momentum: state and log gate of the write's momentum, or None.
+    groups: (columns, share) of memories that stand side by side in V and differ
+      in their rate, share * eta; the outputs are those of the first. None: one.
     precision: 'float32', or 'bf16' for bfloat16 operands of the large products.
 
   Returns:
-    Outputs [..., C, V] or None, the new state, the new momentum state or None.
+    Outputs [..., C, V of the first group] or None, the new state, the new
+    momentum state or None.
   """
+  groups = groups or ((u.shape[-1], 1.0),)
   if momentum is not None:
     return _momentum_chunk_step(
         state, q, k, u, eta, log_alpha, read=read, erase=erase,
-        momentum=momentum, precision=precision,
+        momentum=momentum, groups=groups, precision=precision,
     )
-  size = k.shape[-2]
-  index = jnp.arange(size)
+  index = jnp.arange(k.shape[-2])
   strict = index[:, None] > index[None, :]
   c = jnp.cumsum(log_alpha, axis=-1)
   p = c - log_alpha
-  eta_u = eta[..., None] * u
+  rate = _spread(eta, groups)
+  # One product serves keys and queries: rows of both against the same operand.
+  reads = read != 'none'
+  rows = jnp.concatenate([k, q], axis=-2) if reads else k
+  retrieved = q_retrieved = scores = None
+  if erase or reads:
+    retrieved, q_retrieved = _split(matmul(rows, state, precision), k)
+    gram, scores = _split(matmul(rows, transpose(k), precision), k)
+  e = rate * u
   if erase:
-    decay = decay_matrix(p, c, strict)
-    lower = eta[..., None] * decay * matmul(k, transpose(k), precision)
-    retrieved = matmul(k, state, precision)
-    rhs = eta_u - (eta * jnp.exp(p))[..., None] * retrieved
-    e = matmul(inverse_unit_lower(lower), rhs, precision)
-  else:
-    e = eta_u
+    lower = eta[..., None] * decay_matrix(p, c, strict) * gram
+    e = _solve(
+        lower, e - rate * jnp.exp(p)[..., None] * retrieved, groups, precision
+    )
   o = None
+  width = groups[0][0]
   if read == 'chunk':
-    o = matmul(q, state, precision)
-  elif read != 'none':
+    o = q_retrieved[..., :width]
+  elif reads:
     total, mask = (p, strict) if read == 'pre' else (c, index[:, None] >= index)
-    weights = decay_matrix(total, c, mask) * matmul(q, transpose(k), precision)
-    o = jnp.exp(total)[..., None] * matmul(q, state, precision)
-    o = o + matmul(weights, e, precision)
+    o = jnp.exp(total)[..., None] * q_retrieved[..., :width]
+    weights = decay_matrix(total, c, mask) * scores
+    o = o + matmul(weights, e[..., :width], precision)
   to_end = jnp.exp(c[..., -1:] - c)
   new = jnp.exp(c[..., -1])[..., None, None] * state
   new = new + matmul(transpose(to_end[..., None] * k), e, precision)
   return o, new, None
+
+
+def _split(x: Array, k: Array) -> tuple[Array, Array]:
+  """Rows of the keys, rows of the queries."""
+  return x[..., : k.shape[-2], :], x[..., k.shape[-2] :, :]
+
+
+def _spread(eta: Array, groups: Groups) -> Array:
+  """eta [..., C] as the rate of every column, [..., C, 1 or V]."""
+  eta = eta[..., None]
+  if len(groups) == 1:
+    return eta * groups[0][1]
+  shares = [jnp.full((n,), share, eta.dtype) for n, share in groups]
+  return eta * jnp.concatenate(shares)
+
+
+def _solve(lower: Array, rhs: Array, groups: Groups, precision: str) -> Array:
+  """(I + share * lower)^{-1} rhs, each group of columns with its share."""
+  shares = sorted({share for _, share in groups}, reverse=True)
+  scaled = jnp.stack([share * lower for share in shares])
+  inverse = inverse_unit_lower(scaled)
+  parts, start = [], 0
+  for width, share in groups:
+    part = rhs[..., start : start + width]
+    parts.append(matmul(inverse[shares.index(share)], part, precision))
+    start += width
+  return jnp.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
 
 
 def _shift(x: Array) -> Array:
@@ -152,7 +192,7 @@ def _shift(x: Array) -> Array:
 
 
 def _momentum_chunk_step(
-    state, q, k, u, eta, log_alpha, *, read, erase, momentum, precision
+    state, q, k, u, eta, log_alpha, *, read, erase, momentum, groups, precision
 ):
   """`chunk_step` with momentum: M_t = M_{t-1} (alpha I - eta k k^T) + S_t.
 
@@ -165,8 +205,7 @@ def _momentum_chunk_step(
 
   and d solves a unit lower triangular system, as without momentum.
   """
-  size = k.shape[-2]
-  index = jnp.arange(size)
+  index = jnp.arange(k.shape[-2])
   lower = index[:, None] >= index[None, :]
   c = jnp.cumsum(log_alpha, axis=-1)
   m = jnp.cumsum(momentum.log_mu, axis=-1)
@@ -174,42 +213,53 @@ def _momentum_chunk_step(
   carry = decay_matrix(m, m, lower)
   reach = jnp.matmul(keep, carry, precision='highest')
   inflow = jnp.matmul(keep, jnp.exp(m)[..., None], precision='highest')
-  w = (eta * -jnp.expm1(momentum.log_mu))[..., None] * u
+  rate = _spread(eta, groups)
+  w = rate * -jnp.expm1(momentum.log_mu)[..., None] * u
   keep_pre, reach_pre, inflow_pre = _shift(keep), _shift(reach), _shift(inflow)
   enter_pre = jnp.exp(c - log_alpha)[..., None]
+  reads = read != 'none'
+  rows = jnp.concatenate([k, q], axis=-2) if reads else k
+  if erase or reads:
+    # Rows against [M_0 | S_0] and against the keys, each in one product.
+    states = jnp.concatenate([state, momentum.state], axis=-1)
+    both = matmul(rows, states, precision)
+    of_state, of_momentum = jnp.split(both, 2, axis=-1)
+    (k_state, q_state), (k_flow, q_flow) = _split(of_state, k), _split(
+        of_momentum, k
+    )
+    gram, scores = _split(matmul(rows, transpose(k), precision), k)
   if erase:
-    gram = matmul(k, transpose(k), precision)
-    retrieved = enter_pre * matmul(k, state, precision)
-    retrieved += inflow_pre * matmul(k, momentum.state, precision)
+    retrieved = enter_pre * k_state + inflow_pre * k_flow
     retrieved += matmul(reach_pre * gram, w, precision)
-    inverse = inverse_unit_lower(eta[..., None] * keep_pre * gram)
-    d = matmul(inverse, eta[..., None] * retrieved, precision)
-  else:
-    d = jnp.zeros_like(w)
+    d = _solve(
+        eta[..., None] * keep_pre * gram, rate * retrieved, groups, precision
+    )
   o = None
+  width = groups[0][0]
   if read == 'chunk':
-    o = matmul(q, state, precision)
-  elif read != 'none':
+    o = q_state[..., :width]
+  elif reads:
     enter, flow, kept, reached = (
         (enter_pre, inflow_pre, keep_pre, reach_pre)
         if read == 'pre'
         else (jnp.exp(c)[..., None], inflow, keep, reach)
     )
-    scores = matmul(q, transpose(k), precision)
-    o = enter * matmul(q, state, precision)
-    o += flow * matmul(q, momentum.state, precision)
-    o += matmul(reached * scores, w, precision)
+    o = enter * q_state[..., :width] + flow * q_flow[..., :width]
+    o += matmul(reached * scores, w[..., :width], precision)
     if erase:
-      o -= matmul(kept * scores, d, precision)
+      o -= matmul(kept * scores, d[..., :width], precision)
   writes = reach[..., -1, :, None] * w
   if erase:
     writes -= keep[..., -1, :, None] * d
-  k_t = transpose(k)
-  new = jnp.exp(c[..., -1])[..., None, None] * state
+  # Both states gain keys times values: one product.
+  gains = jnp.concatenate([writes, carry[..., -1, :, None] * w], axis=-1)
+  gains = matmul(transpose(k), gains, precision)
+  gain, gain_momentum = jnp.split(gains, 2, axis=-1)
+  new = jnp.exp(c[..., -1])[..., None, None] * state + gain
   new += inflow[..., -1, :, None] * momentum.state
-  new += matmul(k_t, writes, precision)
-  new_momentum = jnp.exp(m[..., -1])[..., None, None] * momentum.state
-  new_momentum += matmul(k_t, carry[..., -1, :, None] * w, precision)
+  new_momentum = (
+      jnp.exp(m[..., -1])[..., None, None] * momentum.state + gain_momentum
+  )
   return o, new, new_momentum
 
 
