@@ -80,6 +80,7 @@ def step(
     eta: Array,
     log_alpha: Array,
     log_mu: Array | None,
+    present: Array,
     *,
     columns: Columns,
     shares: dict[str, float],
@@ -102,6 +103,8 @@ def step(
     eta: inner learning rates, [..., C].
     log_alpha: log retentions, [..., C].
     log_mu: log momentum gates [..., C], or None.
+    present: [..., C], 1; or 0 where there is no token, and then eta, log_alpha
+      and log_mu are 0.
     columns: the memories of the bank.
     shares: name -> the memory's rate as a share of eta.
     q: queries [..., C, K] to the bank's first memory, answered by its state
@@ -129,7 +132,7 @@ def step(
 
   def write(state, velocity, query, key, u, erase, groups):
     if velocity is not None:
-      velocity = Momentum(velocity, log_mu)
+      velocity = Momentum(velocity, log_mu, present)
     return chunk_step(
         state, query, key, u, eta, log_alpha, read=read if query is not None
         else 'none', erase=erase, momentum=velocity, groups=groups,

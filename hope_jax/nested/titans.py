@@ -249,7 +249,7 @@ def layer(
     valid = tile.valid[:, None, :]
     eta = jnp.where(valid, eta, 0)
     log_alpha = jnp.where(valid, log_alpha, 0)
-    if log_mu is not None:  # mu = 1 neither writes nor forgets
+    if log_mu is not None:  # mu = 1 neither adds to momentum nor forgets it
       log_mu = jnp.where(valid, log_mu, 0)
 
     copies = dgd.unpack(frozen, columns)
@@ -264,9 +264,9 @@ def layer(
     causal = options.read == 'causal'
     bank, momentum, o = dgd.step(
         bank, frozen, momentum, k, targets, eta, log_alpha, log_mu,
-        columns=columns, shares=shares, q=q if causal else None,
-        objective=options.objective, layers=options.layers,
-        precision=options.precision,
+        valid.astype(eta.dtype), columns=columns, shares=shares,
+        q=q if causal else None, objective=options.objective,
+        layers=options.layers, precision=options.precision,
     )
     if not causal:
       o = memory_lib.read(copies[MAIN], q, options.precision)

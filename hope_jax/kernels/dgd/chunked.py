@@ -33,6 +33,7 @@ class Momentum(NamedTuple):
 
   state: Array  # [..., K, V]
   log_mu: Array  # [..., C], <= 0
+  present: Array  # [..., C], 1; or 0: M_t takes no S_t (and log_mu must be 0)
 
 
 def matmul(x: Array, y: Array, precision: str) -> Array:
@@ -177,13 +178,31 @@ def _solve(lower: Array, rhs: Array, groups: Groups, precision: str) -> Array:
   """(I + share * lower)^{-1} rhs, each group of columns with its share."""
   shares = sorted({share for _, share in groups}, reverse=True)
   scaled = jnp.stack([share * lower for share in shares])
-  inverse = inverse_unit_lower(scaled)
+  inverses = inverse_unit_lower(jax.lax.stop_gradient(scaled))
   parts, start = [], 0
   for width, share in groups:
+    i = shares.index(share)
     part = rhs[..., start : start + width]
-    parts.append(matmul(inverse[shares.index(share)], part, precision))
+    parts.append(unit_lower_solve(scaled[i], inverses[i], part, precision))
     start += width
   return jnp.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
+
+
+def unit_lower_solve(
+    lower: Array, inverse: Array, rhs: Array, precision: str
+) -> Array:
+  """x with (I + lower) x = rhs, given the inverse.
+
+  Differentiated as a linear system: the backward pass is one product with the
+  transposed inverse, d lower = -(d rhs) x^T, instead of a walk back through the
+  products that made the inverse. Forward mode and higher orders work.
+  """
+  return jax.lax.custom_linear_solve(
+      lambda x: x + matmul(lower, x, precision),
+      rhs,
+      solve=lambda _, b: matmul(inverse, b, precision),
+      transpose_solve=lambda _, b: matmul(transpose(inverse), b, precision),
+  )
 
 
 def _shift(x: Array) -> Array:
@@ -198,7 +217,8 @@ def _momentum_chunk_step(
 
   With A_ij = exp(c_i - c_j) and B_js = exp(m_j - m_s) lower triangular (m the
   cumulated log mu), G = A B is how much of write s has reached M_i, and
-  g_i = sum_j A_ij e^{m_j} how much of the momentum that entered the chunk. With
+  g_i = sum_j A_ij e^{m_j} how much of the momentum that entered the chunk (both
+  sums over j where a token is present). With
   w_s = (1 - mu_s) eta_s u_s and d_s = eta_s M_{s-1} k_s,
 
       M_i = e^{c_i} M_0 + g_i S_0 + sum_{s<=i} (G_is w_s - A_is d_s) k_s^T,
@@ -211,8 +231,9 @@ def _momentum_chunk_step(
   m = jnp.cumsum(momentum.log_mu, axis=-1)
   keep = decay_matrix(c, c, lower)
   carry = decay_matrix(m, m, lower)
-  reach = jnp.matmul(keep, carry, precision='highest')
-  inflow = jnp.matmul(keep, jnp.exp(m)[..., None], precision='highest')
+  taken = keep * momentum.present[..., None, :]
+  reach = jnp.matmul(taken, carry, precision='highest')
+  inflow = jnp.matmul(taken, jnp.exp(m)[..., None], precision='highest')
   rate = _spread(eta, groups)
   w = rate * -jnp.expm1(momentum.log_mu)[..., None] * u
   keep_pre, reach_pre, inflow_pre = _shift(keep), _shift(reach), _shift(inflow)
