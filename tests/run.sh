@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lints and tests hope_jax, in a virtual environment that it keeps beside the
+# Tests and lints hope_jax, in a virtual environment that it keeps beside the
 # code. Needs Python 3.11 or newer, and a network the first time.
 #
 #   tests/run.sh                          everything but the slow tests
@@ -23,5 +23,7 @@ done
 
 prepare dev
 cd "$ROOT"
-"$PYTHON" -m ruff check .
-exec "$PYTHON" -m pytest ${arguments[@]+"${arguments[@]}"}
+failed=0
+"$PYTHON" -m pytest ${arguments[@]+"${arguments[@]}"} || failed=$?
+"$PYTHON" -m ruff check --quiet . || failed=1
+exit "$failed"
