@@ -17,6 +17,7 @@ from hope_jax.kernels.dgd.chunked import (
     matmul,
     tiles,
     transpose,
+    unit_lower_solve,
     untile,
 )
 from hope_jax.types import Array
@@ -99,7 +100,8 @@ def segment_step(
   gram = matmul(k, transpose(k), precision)
   lower = eta[..., None] * decay_matrix(p, c, before) * gram
   rhs = eta[..., None] * (u - enter(k, p - base, carried))
-  e = matmul(inverse_unit_lower(lower), rhs, precision)
+  inverse = inverse_unit_lower(jax.lax.stop_gradient(lower))
+  e = unit_lower_solve(lower, inverse, rhs, precision)
 
   if read == 'chunk':
     total, mask = _at_boundary(p, where), same
