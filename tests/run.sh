@@ -25,5 +25,5 @@ prepare dev
 cd "$ROOT"
 failed=0
 "$PYTHON" -m pytest ${arguments[@]+"${arguments[@]}"} || failed=$?
-"$PYTHON" -m ruff check --quiet . || failed=1
+"$PYTHON" -m ruff check --quiet --output-format concise . || failed=1
 exit "$failed"
