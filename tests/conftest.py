@@ -5,8 +5,8 @@ import os
 # Before the first import of jax, which reads them once. A machine with an
 # accelerator tests the same arithmetic as one without.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# OpenBLAS' threads and XLA's fight over the cores inside triangular_solve,
-# which then sometimes takes forty times as long.
+# OpenBLAS' threads (the oracles' NumPy, LAPACK under XLA) fight XLA's over the
+# cores: a triangular solve then sometimes takes forty times as long.
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 
 import jax
