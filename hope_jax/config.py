@@ -63,7 +63,8 @@ class TitansConfig:
   read: Literal['causal', 'boundary'] = 'causal'
   # Inner learning rate eta = alpha * eta_max * sigmoid(.). With unit keys and
   # eta_max <= 1 every write is a contraction. None: 1 for 'delta', and 1/chunk for
-  # 'l2', where the frozen gradient counts once for each token of the chunk.
+  # 'l2', where the frozen gradient counts once for each token of the chunk. 0
+  # (with retention=False) switches the memory off: nothing is ever written.
   eta_max: float | None = None
   # The same for the memories of keys, values and gates, as a share of eta_max.
   # Smaller, so that the projections drift more slowly than what they write.
@@ -128,8 +129,10 @@ class TitansConfig:
         0 < self.momentum_init < 1,
         f'TitansConfig.momentum_init must be in (0, 1); got {self.momentum_init}',
     )
-    if self.eta_max is not None:
-      _positive(self, 'eta_max')
+    _require(
+        self.eta_max is None or self.eta_max >= 0,
+        f'TitansConfig.eta_max must not be negative; got {self.eta_max}',
+    )
 
 
 @dataclasses.dataclass(frozen=True)
