@@ -280,7 +280,13 @@ def initialise(mesh: jax.sharding.Mesh, init: Callable[[], PyTree]) -> PyTree:
     says to split.
   """
   shardings = param_shardings(mesh, jax.eval_shape(init))
-  return jax.jit(lambda: unbox(init()), out_shardings=shardings)()
+  # It runs once, for milliseconds; on a CPU, LLVM would spend ten seconds on
+  # optimising the random bits of a small Hope.
+  on_cpu = mesh.devices.flat[0].platform == 'cpu'
+  options = {'xla_backend_optimization_level': 0} if on_cpu else None
+  return jax.jit(
+      lambda: unbox(init()), out_shardings=shardings, compiler_options=options
+  )()
 
 
 def put_batch(batch: PyTree) -> PyTree:
