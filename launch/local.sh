@@ -18,4 +18,5 @@ if (($# == 0)); then
   cd "$ROOT"
   set -- quickstart --config=experiments/quickstart.py
 fi
-exec "$PYTHON" -m hope_jax.main "$@"
+# -P: the code beside this script, not a package of that name in this folder.
+exec "$PYTHON" -P -m hope_jax.main "$@"
