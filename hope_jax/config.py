@@ -1,22 +1,24 @@
 """The configuration of a run: frozen dataclasses, validated once, at the edge.
 
 An experiment file (`experiments/*.py`) is data: a function `get_config()` that
-returns an `ml_collections.ConfigDict` of plain values. `from_dict` turns it into
-a `Config`; a name that does not exist is answered with the nearest that does.
+returns an `ml_collections.ConfigDict` of plain values. `from_dict` turns it
+into a `Config`; a name that does not exist is answered with the nearest that
+does.
 
 Where the paper leaves a choice open, the choice is a field here and its default
 is argued in the comment beside it. "NL" is arXiv 2512.24695.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import difflib
 import types
 import typing
-from typing import Any, Literal, Mapping
+from typing import Any, Literal
 
 
 class ConfigError(ValueError):
-  """A configuration that cannot be run; the message is one line for a person."""
+  """A configuration that cannot be run; its message is one line."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -38,7 +40,8 @@ class TitansConfig:
   """Self-modifying Titans, NL §8 (Eq. 83-91), and what Table 6 takes away."""
 
   # The form of every memory: a matrix z + zW, or the MLP of Eq. 89,
-  # z + act(z W_in) W_out. The MLP is the paper's; the matrix is about 3 x faster.
+  # z + act(z W_in) W_out. The MLP is the paper's; the matrix is about 3 x
+  # faster.
   memory: Literal['matrix', 'mlp'] = 'mlp'
   # Hidden width of an MLP memory over its input width: the main memory, and the
   # memories that make keys, values and gates. Not given by the paper.
@@ -49,22 +52,22 @@ class TitansConfig:
   # for the others. One must divide the other.
   chunk: int = 16
   projection_chunk: int = 16
-  # Inner loss. 'delta': -<M(k), v^>, whose only erasure is that of DGD, the exact
-  # delta rule. 'l2': 1/2 |M(k) - v^|^2 at the frozen copy, the paper's literal
-  # choice, which erases twice (fixed point v^/2, eigenvalues near -1 in long
-  # chunks). 'delta' by default, because it is contractive for every input.
+  # Inner loss. 'delta': -<M(k), v^>, whose only erasure is that of DGD, the
+  # exact delta rule. 'l2': 1/2 |M(k) - v^|^2 at the frozen copy, the paper's
+  # literal choice, which erases twice (fixed point v^/2, eigenvalues near -1 in
+  # long chunks). 'delta' by default, because it is contractive for every input.
   objective: Literal['delta', 'l2'] = 'delta'
-  # The target v^ = M(v). 'bounded': v^ / sqrt(1 + |v^|^2), inside the unit ball,
-  # so that no input can make a memory grow without bound; 'raw': as printed;
-  # 'value': v itself for the main memory, as in Titans.
+  # The target v^ = M(v). 'bounded': v^ / sqrt(1 + |v^|^2), inside the unit
+  # ball, so that no input can make a memory grow without bound; 'raw': as
+  # printed; 'value': v itself for the main memory, as in Titans.
   target: Literal['bounded', 'raw', 'value'] = 'bounded'
   # Which state a query reads: 'causal', the state before its own token's write
   # (Eq. 86); 'boundary', the frozen copy (Eq. 90), blind to its own chunk.
   read: Literal['causal', 'boundary'] = 'causal'
   # Inner learning rate eta = alpha * eta_max * sigmoid(.). With unit keys and
-  # eta_max <= 1 every write is a contraction. None: 1 for 'delta', and 1/chunk for
-  # 'l2', where the frozen gradient counts once for each token of the chunk. 0
-  # (with retention=False) switches the memory off: nothing is ever written.
+  # eta_max <= 1 every write is a contraction. None: 1 for 'delta', and 1/chunk
+  # for 'l2', where the frozen gradient counts once for each token of the chunk.
+  # 0 (with retention=False) switches the memory off: nothing is ever written.
   eta_max: float | None = None
   # The same for the memories of keys, values and gates, as a share of eta_max.
   # Smaller, so that the projections drift more slowly than what they write.
@@ -77,8 +80,9 @@ class TitansConfig:
   # speaks of it; mu is data-dependent, momentum_init at initialisation.
   momentum: bool = True
   momentum_init: float = 0.5
-  # Table 6, one flag a row: plain gradient descent instead of DGD, no retention,
-  # static key / value memories (read from their initial states), adaptive query.
+  # Table 6, one flag a row: plain gradient descent instead of DGD, no
+  # retention, static key / value memories (read from their initial states),
+  # adaptive query.
   dgd: bool = True
   retention: bool = True
   adaptive_k: bool = True
@@ -98,8 +102,8 @@ class TitansConfig:
   input_projection: Literal['streams', 'shared', 'none'] = 'shared'
   # Where packed documents may start. 'document': anywhere; the chunk grid
   # restarts with each, so that a document gives what it gives alone. 'aligned':
-  # only at multiples of the shorter chunk (data.align sees to it), which needs no
-  # rearrangement; a start elsewhere gives NaN.
+  # only at multiples of the shorter chunk (data.align sees to it), which needs
+  # no rearrangement; a start elsewhere gives NaN.
   grid: Literal['document', 'aligned'] = 'document'
 
   def __post_init__(self):
@@ -127,7 +131,8 @@ class TitansConfig:
     )
     _require(
         0 < self.momentum_init < 1,
-        f'TitansConfig.momentum_init must be in (0, 1); got {self.momentum_init}',
+        'TitansConfig.momentum_init must be in (0, 1);'
+        f' got {self.momentum_init}',
     )
     _require(
         self.eta_max is None or self.eta_max >= 0,
@@ -140,20 +145,21 @@ class ContinuumConfig:
   """Continuum Memory System, NL §7.1 (Eq. 70-74): MLPs, fast to slow."""
 
   # Update periods, fastest level first; each must divide the next. In optimizer
-  # steps under regime 'outer', in tokens under 'in_context'. One level of period
-  # 1 is a Transformer's MLP.
+  # steps under regime 'outer', in tokens under 'in_context'. One level of
+  # period 1 is a Transformer's MLP.
   periods: tuple[int, ...] = (1, 4, 16)
   # How the levels are joined: Eq. 73 (chain), Eq. 72 (chain; a level restarts
   # from an initial state that the next slower level learns), Eq. 74 (sum).
   variant: Literal['sequential', 'nested', 'independent'] = 'sequential'
-  # 'outer': a level is a parameter group of the outer optimizer with a period of
-  # its own. 'in_context': every sequence has fast weights of its own, updated on
-  # its own next-token loss, from initial states that are learned outside.
+  # 'outer': a level is a parameter group of the outer optimizer with a period
+  # of its own. 'in_context': every sequence has fast weights of its own,
+  # updated on its own next-token loss, from initial states that are learned
+  # outside.
   regime: Literal['outer', 'in_context'] = 'outer'
   # Outer gradient through the in-context updates.
   outer_gradient: Literal['exact', 'first_order'] = 'first_order'
-  # Inner learning rate of each level ('in_context'), for the mean over the chunk;
-  # 'sum' is the literal Eq. 71.
+  # Inner learning rate of each level ('in_context'), for the mean over the
+  # chunk; 'sum' is the literal Eq. 71.
   learning_rates: tuple[float, ...] = (1e-2, 1e-2, 1e-2)
   accumulate: Literal['mean', 'sum'] = 'mean'
 
@@ -232,8 +238,8 @@ class DataConfig:
   tokenizer: str = ''
   sequence_length: int = 512
   batch_size: int = 8
-  # Documents start at multiples of this many tokens, so that the memories' chunk
-  # grid meets their beginning. 1 packs without gaps.
+  # Documents start at multiples of this many tokens, so that the memories'
+  # chunk grid meets their beginning. 1 packs without gaps.
   align: int = 16
   # Share of documents held out for evaluation, chosen by a hash of their name.
   holdout: float = 0.05
@@ -381,9 +387,9 @@ def _build(kind: type, values: Any, path: str) -> Any:
     where = f'{path}.{name}' if path else name
     if name not in names:
       near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-      hint = (
-          f'did you mean {near[0]!r}?' if near else f'fields: {", ".join(names)}'
-      )
+      hint = f'fields: {", ".join(names)}'
+      if near:
+        hint = f'did you mean {near[0]!r}?'
       raise ConfigError(f'unknown field {where!r}; {hint}')
     kwargs[name] = _coerce(value, hints[name], where)
   return kind(**kwargs)

@@ -24,8 +24,9 @@ def rotate(x: Array, position: Array, base: float) -> Array:
 class Attention(nn.Module):
   """Attends to the last `attention_window` tokens of the same document.
 
-  The window is part of the model and not of a call, so that a text fed in pieces
-  gives what it gives whole. Its state is a cache of that many keys and values.
+  The window is part of the model and not of a call, so that a text fed in
+  pieces gives what it gives whole. Its state is a cache of that many keys and
+  values.
   """
 
   config: ModelConfig

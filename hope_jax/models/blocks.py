@@ -3,8 +3,8 @@
     h = x + Mixer(Norm(x))
     y = CMS(h)          each level residual, with a norm of its own
 
-Not specified by the paper, which omits norms and residuals "for clarity"; this is
-the pre-norm layout of its authors' other models.
+Not specified by the paper, which omits norms and residuals "for clarity"; this
+is the pre-norm layout of its authors' other models.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ class Continuum(nn.Module):
   """Continuum Memory System: one MLP a level, fastest first (NL Eq. 70-74).
 
   The levels share the hidden width of the MLP they stand in for. Their update
-  frequencies belong to the regime: periods of the outer optimizer, or in-context
-  fast weights; the forward pass is the same.
+  frequencies belong to the regime: periods of the outer optimizer, or
+  in-context fast weights; the forward pass is the same.
   """
 
   config: ModelConfig
@@ -69,8 +69,8 @@ class Level(nn.Module):
 def titans_baseline(config: ModelConfig) -> ModelConfig:
   """Titans (LMM) as settings of the self-modifying layer.
 
-  Static projections and gates, targets v_t, plain gradient descent on the L2 loss
-  with retention and momentum (arXiv 2501.00663, Eq. 8-14).
+  Static projections and gates, targets v_t, plain gradient descent on the L2
+  loss with retention and momentum (arXiv 2501.00663, Eq. 8-14).
   """
   titans = dataclasses.replace(
       config.titans,

@@ -9,8 +9,8 @@ def language_model(config: ModelConfig) -> LanguageModel | InContextModel:
   """A model with `init(rng, tokens)` and `apply(variables, tokens, state)`.
 
   Args:
-    config: sizes and choices; a CMS in the 'in_context' regime wraps the model so
-      that every sequence has fast weights of its own.
+    config: sizes and choices; a CMS in the 'in_context' regime wraps the model
+      so that every sequence has fast weights of its own.
 
   Returns:
     The model; both kinds have the same interface and the same parameters.

@@ -1,10 +1,11 @@
 """Hope in the in-context regime: CMS levels that learn from what they read.
 
-Wraps a `LanguageModel` and has its interface. Every sequence owns fast copies of
-all CMS levels. A chunk (the fastest level's period) is read with weights that
-stand still; its own next-token loss, over the predictions that are made and
-checked inside the chunk, then moves the levels that are due. So a prediction
-depends on earlier chunks only, and an update on nothing later than its chunk.
+Wraps a `LanguageModel` and has its interface. Every sequence owns fast copies
+of all CMS levels. A chunk (the fastest level's period) is read with weights
+that stand still; its own next-token loss, over the predictions that are made
+and checked inside the chunk, then moves the levels that are due. So a
+prediction depends on earlier chunks only, and an update on nothing later than
+its chunk.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from hope_jax.types import Array, PyTree
 
 
 class ContextState(NamedTuple):
-  """What a stream hands from call to call; leaves lead with B but for `fill`."""
+  """What a stream hands on; leaves lead with B but for `fill`."""
 
   fast: continuum.FastState
   model: PyTree  # state of the language model after the last token
@@ -35,9 +36,9 @@ class InContextModel:
       model = InContextModel(config)     # config.continuum.regime 'in_context'
       logits, state = model.apply({'params': params}, tokens, state)
 
-  Parameters are those of `LanguageModel`; the levels' are initial states. A text
-  may be fed in pieces of any length. Documents must start at multiples of the
-  fastest period: a start elsewhere gives NaN in its row.
+  Parameters are those of `LanguageModel`; the levels' are initial states. A
+  text may be fed in pieces of any length. Documents must start at multiples of
+  the fastest period: a start elsewhere gives NaN in its row.
   """
 
   def __init__(self, config: ModelConfig):
@@ -120,7 +121,9 @@ class InContextModel:
     )
     # The state of the language model before any token: read padding only.
     nothing = jnp.zeros((batch, 1), jnp.int32)
-    _, begin = self.inner.apply({'params': params}, nothing, segment_ids=nothing)
+    _, begin = self.inner.apply(
+        {'params': params}, nothing, segment_ids=nothing
+    )
     open_chunk = jnp.zeros((batch, self.chunk), jnp.int32)
     return ContextState(
         fast, begin, begin, open_chunk, open_chunk, jnp.zeros((), jnp.int32)
@@ -165,12 +168,13 @@ class _Run:
     return -jnp.sum(jnp.where(counts, right, 0)), (logits[0], state)
 
   def _restart(self, state, ids):
-    """Fast weights of rows whose chunk starts a document; NaN if it is inside."""
+    """Resets rows whose chunk starts a document; says if one starts inside."""
     before = state.model['place'].segment
     first = ids[:, 0]
     starts = (first != 0) & (first != before) & (state.fill == 0)
     # A tree of zeros is the initial state, for every field.
-    fast = levels.select(starts, jax.tree.map(jnp.zeros_like, state.fast), state.fast)
+    zeros = jax.tree.map(jnp.zeros_like, state.fast)
+    fast = levels.select(starts, zeros, state.fast)
     held = jnp.where(first != 0, first, before)
     inside = jnp.any((ids != held[:, None]) & (ids != 0), axis=1)
     inside |= (first != 0) & (first != before) & (before != 0) & (
@@ -179,7 +183,7 @@ class _Run:
     return state._replace(fast=fast), inside
 
   def _learn(self, state, tokens, ids):
-    """Reads a whole chunk from its start and updates the levels that are due."""
+    """Reads a whole chunk from its start; updates the levels that are due."""
     model = self.model
 
     def row(fast, begin, tokens, ids):
@@ -214,7 +218,8 @@ class _Run:
     state, logits = jax.lax.scan(
         jax.checkpoint(body), state, (cut(tokens), cut(ids))
     )
-    return jnp.moveaxis(logits, 0, 1).reshape(batch, -1, logits.shape[-1]), state
+    logits = jnp.moveaxis(logits, 0, 1)
+    return logits.reshape(batch, -1, logits.shape[-1]), state
 
   def piece(self, state, tokens, ids):
     """Part of a chunk, [B, <= C - fill]; learns if it completes the chunk."""

@@ -1,4 +1,4 @@
-"""Layers shared by every architecture: norms, projections, convolution, MLPs."""
+"""Layers of every architecture: norms, projections, convolution, MLPs."""
 
 from typing import Any
 
@@ -93,7 +93,9 @@ class CausalConv(nn.Module):
       taps = nn.initializers.normal(0.3)(rng, shape)
       return taps.at[0].add(1.0)
 
-    kernel = self.param('kernel', partitioned(init, None, 'embed'), (width, dim))
+    kernel = self.param(
+        'kernel', partitioned(init, None, 'embed'), (width, dim)
+    )
     if tail is None:
       tail = jnp.zeros((x.shape[0], width - 1, dim), x.dtype)
     full = jnp.concatenate([tail.astype(x.dtype), x], axis=1)

@@ -1,5 +1,4 @@
-"""A language model over any of the architectures: tokens and state in, logits and
-state out."""
+"""A language model over any architecture; state in, state out."""
 
 import flax.linen as nn
 import jax
@@ -40,8 +39,9 @@ class LanguageModel(nn.Module):
     Args:
       tokens: [B, T] int, ids below `vocab_size`.
       state: what an earlier call returned; None is a fresh start.
-      segment_ids: [B, T] int; every memory restarts where the id changes; 0 marks
-        padding, which no memory sees. None: the rows are of one document each.
+      segment_ids: [B, T] int; every memory restarts where the id changes; 0
+        marks padding, which no memory sees. None: the rows are of one document
+        each.
 
     Returns:
       Logits [B, T, E] float32, and the state after the last token.

@@ -5,15 +5,18 @@ function `nested.titans.layer`; no module is called inside the scan.
 """
 
 import math
-from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from hope_jax.config import ModelConfig, TitansConfig
-from hope_jax.models.layers import CausalConv, Dense, Norm
-from hope_jax.models.layers import memory_param, partitioned
+from hope_jax.models.layers import (
+  CausalConv,
+  Dense,
+  Norm,
+  memory_param,
+  partitioned,
+)
 from hope_jax.models.packing import Packing
 from hope_jax.nested import titans
 from hope_jax.types import Array, PyTree
@@ -97,7 +100,10 @@ class SelfModifyingTitans(nn.Module):
       return x
 
     shared = stream(
-        'shared', x, config.input_projection == 'shared', config.conv == 'shared'
+        'shared',
+        x,
+        config.input_projection == 'shared',
+        config.conv == 'shared',
     )
     streams = titans.Streams(
         *(

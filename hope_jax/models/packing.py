@@ -1,4 +1,4 @@
-"""How a batch of packed documents reaches the layers, and what is handed over."""
+"""How packed documents reach the layers, and what is handed over."""
 
 from typing import NamedTuple
 

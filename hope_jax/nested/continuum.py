@@ -1,14 +1,15 @@
 """Continuum Memory System: MLPs in a chain, each with its own update frequency.
 
-Two regimes share the forward pass `chain` (NL §7.1, Eq. 70-74). In the outer one a
-level is a parameter group of the optimizer with a period in steps (`optim/`). In
-the in-context one, below, every sequence has fast weights of its own: they start
-from learned initial states and move on the sequence's own task loss, each level
-once in its period of tokens. Weights stand still inside a chunk, so the gradients
-of its tokens are taken together.
+Two regimes share the forward pass `chain` (NL §7.1, Eq. 70-74). In the outer
+one a level is a parameter group of the optimizer with a period in steps
+(`optim/`). In the in-context one, below, every sequence has fast weights of its
+own: they start from learned initial states and move on the sequence's own task
+loss, each level once in its period of tokens. Weights stand still inside a
+chunk, so the gradients of its tokens are taken together.
 """
 
-from typing import Callable, NamedTuple, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -156,8 +157,8 @@ def chunk(
     state: the fast weights.
     *inputs: handed to `loss`.
     tokens: tokens of the chunk.
-    options: 'first_order' holds the updates fixed in the outer gradient, so that
-      d theta_fast / d theta is the identity; 'exact' differentiates them.
+    options: 'first_order' holds the updates fixed in the outer gradient, so
+      that d theta_fast / d theta is the identity; 'exact' differentiates them.
 
   Returns:
     The outputs of `loss`, made before the update, and the new fast weights.

@@ -2,10 +2,10 @@
 
 DGD is defined for a matrix (NL Eq. 57): decay along the layer's input, then the
 gradient step. For an MLP memory it is applied to each layer with that layer's
-own input (nested_learning.md §4.5). Not specified by the paper: the length of the
-hidden input. The output layer uses the unit vector h / |h| both to decay along
-and to write with, so that one step of eta = 1 stores its value exactly and no
-layer's size drives the other's.
+own input (nested_learning.md §4.5). Not specified by the paper: the length of
+the hidden input. The output layer uses the unit vector h / |h| both to decay
+along and to write with, so that one step of eta = 1 stores its value exactly
+and no layer's size drives the other's.
 
 Memories that share their keys share the triangular system of the chunk form, so
 a `Bank` keeps their first layers side by side as one wide matrix.
@@ -91,8 +91,8 @@ def step(
 ) -> tuple[Bank, Bank | None, Array | None]:
   """Writes one chunk into every memory of a bank.
 
-  M_t = M_{t-1} (alpha_t I - eta_t k_t k_t^T) - eta_t grad L(M_c; k_t, v^_t), with
-  the gradient at the frozen copy M_c (NL Eq. 88, 90).
+  M_t = M_{t-1} (alpha_t I - eta_t k_t k_t^T) - eta_t grad L(M_c; k_t, v^_t),
+  with the gradient at the frozen copy M_c (NL Eq. 88, 90).
 
   Args:
     bank: the memories at the chunk's start, leaves [..., ., .].

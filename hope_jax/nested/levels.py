@@ -1,13 +1,14 @@
 """Update frequency and chunking: the one scan that runs a level.
 
-A level whose frequency is one update in C tokens reads a copy of its memory that
-stands still for C tokens. `token_grid` says where each token sits on that grid,
-`scan_tiles` walks it. The grid restarts at each document, so that a document
-packed anywhere in a row is chunked as it would be alone, and it is carried from
-call to call as a phase, so that a text may be cut anywhere.
+A level whose frequency is one update in C tokens reads a copy of its memory
+that stands still for C tokens. `token_grid` says where each token sits on that
+grid, `scan_tiles` walks it. The grid restarts at each document, so that a
+document packed anywhere in a row is chunked as it would be alone, and it is
+carried from call to call as a phase, so that a text may be cut anywhere.
 """
 
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp

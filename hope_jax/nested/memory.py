@@ -44,8 +44,8 @@ def init(
     value_dim: V.
     hidden: F of an MLP memory; None makes a matrix.
     heads: H; every head has a memory of its own.
-    std: standard deviation of the last layer. Not zero, so that each layer has a
-      gradient, and small, so that a memory starts close to the identity.
+    std: standard deviation of the last layer. Not zero, so that each layer has
+      a gradient, and small, so that a memory starts close to the identity.
 
   Returns:
     The memory, leaves [H, ...] float32.
@@ -115,11 +115,11 @@ def write_values(
     precision: str = 'float32',
     z: Array | None = None,
 ) -> dict[str, tuple[Array, Array]]:
-  """Closed-form inner gradient: for each layer its input and what it should add.
+  """Closed-form inner gradient: for each layer its input and what to add.
 
   The loss is -<M(k), v^> ('delta') or 1/2 |M(k) - v^|^2 ('l2'), with v^ held
-  fixed. For a layer y = x w the gradient is x^T (dL/dy): the layer's key is x and
-  its write value u = -dL/dy (NL Eq. 54-57 and 91).
+  fixed. For a layer y = x w the gradient is x^T (dL/dy): the layer's key is x
+  and its write value u = -dL/dy (NL Eq. 54-57 and 91).
 
   Args:
     memory: the frozen copy that the gradient is taken at.

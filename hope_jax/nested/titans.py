@@ -1,7 +1,8 @@
 """Self-modifying Titans: memories that make their own keys, values and rates.
 
-For token t, with every memory M a residual memory of `memory.py` that starts from
-a learned initial state (NL Eq. 83-91; M_c is the copy at the last chunk start):
+For token t, with every memory M a residual memory of `memory.py` that starts
+from a learned initial state (NL Eq. 83-91; M_c is the copy at the last chunk
+start):
 
     k_t = unit(M_k,c(x_t))    v_t = M_v,c(x_t)    q_t = unit(x_t W_q)
     alpha_t = sigmoid(M_alpha,c(x_t) + b_alpha)
@@ -12,17 +13,18 @@ a learned initial state (NL Eq. 83-91; M_c is the copy at the last chunk start):
 
 for M in {memory, k, v, eta, alpha} (and q where it is adaptive).
 
-**Stability is a property of this form, not of clipping.** Every memory reads and
-is written at unit vectors, 0 <= eta |k|^2 <= alpha < 1 makes the map M_{t-1} -> M_t
-a contraction, and targets lie in the unit ball: bound(x) = x / sqrt(1 + |x|^2). A
-contraction with bounded input stays bounded, whatever the text. The paper's raw
-target feeds M back into itself, M k -> M v, and can grow without limit.
+**Stability is a property of this form, not of clipping.** Every memory reads
+and is written at unit vectors, 0 <= eta |k|^2 <= alpha < 1 makes the map
+M_{t-1} -> M_t a contraction, and targets lie in the unit ball: bound(x) = x /
+sqrt(1 + |x|^2). A contraction with bounded input stays bounded, whatever the
+text. The paper's raw target feeds M back into itself, M k -> M v, and can grow
+without limit.
 
 Not specified by the paper, and chosen so: x_t enters every memory as a unit
-vector; the gates' memories are scalar and without identity path; the rate of all
-memories but the main one is smaller by `projection_eta`; momentum is an average,
-S_t = mu_t S_{t-1} + (1 - mu_t) G_t, so that it delays a write and does not
-amplify it, with mu_t = sigmoid(x_t w_mu + b_mu).
+vector; the gates' memories are scalar and without identity path; the rate of
+all memories but the main one is smaller by `projection_eta`; momentum is an
+average, S_t = mu_t S_{t-1} + (1 - mu_t) G_t, so that it delays a write and does
+not amplify it, with mu_t = sigmoid(x_t w_mu + b_mu).
 """
 
 from typing import NamedTuple
@@ -201,7 +203,8 @@ def layer(
   initial = initial_state(params, batch, options)
   fresh = state is None
   state = initial if fresh else state
-  # What is static stays simple: tiles that all open a chunk need no frozen copy.
+  # What is static stays simple: tiles that all open a chunk need no frozen
+  # copy.
   always_open = (
       grid.source is None and present is None and tile_size == period
   )
@@ -217,7 +220,7 @@ def layer(
   }
 
   def refresh(frozen, bank, opens):
-    """Copies memories into the frozen ones whose chunk starts with this tile."""
+    """Copies the memories whose chunk starts with this tile."""
     if always_open:
       return bank
 

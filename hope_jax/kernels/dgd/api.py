@@ -139,5 +139,5 @@ def _validate(q, k, u, eta, log_alpha, state, segment_ids) -> None:
   for name, (x, shape) in expected.items():
     if x is not None and x.shape != shape:
       raise ValueError(
-          f'{name} must have shape {shape} to go with k {k.shape}; got {x.shape}'
+          f'{name} must have shape {shape}, as k has {k.shape}; got {x.shape}'
       )

@@ -14,8 +14,8 @@ Every exponent is <= 0 and nothing is divided by alpha, so that retention near
 zero is exact. Derivation: put M_{t-1} = e^{p_t} M_0 + sum_{s<t} e^{p_t - c_s}
 e_s k_s^T into e_t; what stands before E is unit lower triangular.
 
-`chunk_step` is the one place where this is written; the scan below, the layer in
-`nested/` and the accelerator kernels all call it.
+`chunk_step` is the one place where this is written; the scan below, the layer
+in `nested/` and the accelerator kernels all call it.
 """
 
 from typing import Literal, NamedTuple
@@ -45,6 +45,7 @@ def matmul(x: Array, y: Array, precision: str) -> Array:
 
 
 def transpose(x: Array) -> Array:
+  """Swaps the last two axes."""
   return jnp.swapaxes(x, -1, -2)
 
 
@@ -52,9 +53,9 @@ def inverse_unit_lower(lower: Array) -> Array:
   """Returns (I + lower)^{-1} for strictly lower triangular [..., C, C].
 
   Doubles the size of exact diagonal blocks: with T_b the inverse of the b x b
-  blocks and L_b what joins two of them, T_2b = T_b - T_b L_b T_b. Every T_b is a
-  true inverse, so keys that repeat cannot blow up powers of `lower` as they do
-  in a Neumann series.
+  blocks and L_b what joins two of them, T_2b = T_b - T_b L_b T_b. Every T_b is
+  a true inverse, so keys that repeat cannot blow up powers of `lower` as they
+  do in a Neumann series.
   """
   size = lower.shape[-1]
   index = jnp.arange(size)
@@ -304,7 +305,7 @@ def chunk_scan(
   length = k.shape[1]
 
   def body(state, xs):
-    """carry: the state [B, H, K, V]; xs: one tile of every input, [B, H, C, .]."""
+    """carry: the state [B, H, K, V]; xs: a tile of each input [B, H, C, .]."""
     o, state, _ = chunk_step(state, *xs, read=read, precision=precision)
     return state, o
 

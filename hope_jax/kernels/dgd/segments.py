@@ -24,7 +24,7 @@ from hope_jax.types import Array
 
 
 class Segments(NamedTuple):
-  """Where the tokens of a tile belong; positions count from the tile's start."""
+  """Where the tokens of a tile belong, counted from the tile's start."""
 
   first: Array  # [..., C] int: where the token's segment starts; < 0: before
   boundary: Array  # [..., C] int: where the token's chunk starts; < 0: before
@@ -163,7 +163,7 @@ def segment_scan(
   offsets = jnp.arange(padded // tile) * tile
 
   def body(states, xs):
-    """carry: state and chunk-start state; xs: a tile of each input, its offset."""
+    """carry: state and chunk-start state; xs: a tile of the inputs."""
     *inputs, where, offset = xs
     where = Segments(*(x - offset for x in where))
     o, states = segment_step(
