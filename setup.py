@@ -14,9 +14,7 @@ setuptools.setup(
     name='hope_jax',
     version='0.1.0',
     description='Nested Learning and Hope in JAX: a reference implementation.',
-    long_description=(HERE / 'README.md').read_text(encoding='utf-8')
-    if (HERE / 'README.md').exists()
-    else '',
+    long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     license_files=['LICENSE'],
