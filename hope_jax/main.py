@@ -44,7 +44,7 @@ from hope_jax.data import pipeline
 from hope_jax.data import tokenizer as tokenizer_lib
 from hope_jax.evals import language
 from hope_jax.infer import session as session_lib
-from hope_jax.models.lm import LanguageModel
+from hope_jax.models.factory import language_model
 from hope_jax.train import checkpoint as checkpoint_lib
 from hope_jax.train import loop
 from hope_jax.train import state as state_lib
@@ -206,7 +206,7 @@ def load_config(
 
 def _train(config: Config, checkpoint_step: int | None) -> str:
   """Trains; returns why it stopped."""
-  model = LanguageModel(config.model)
+  model = language_model(config.model)
   batches = pipeline.train_batches(
       config.data,
       process_index=jax.process_index(),
@@ -239,7 +239,7 @@ def _restore(config: Config, checkpoint_step: int | None):
   checkpoint_lib.require_same(
       config, may_change=lambda field: not field.startswith('model.')
   )
-  model = LanguageModel(config.model)
+  model = language_model(config.model)
   mesh = sharding.make_mesh(config.mesh)
   shapes = state_lib.param_shapes(model, config.data.sequence_length, mesh)
   checkpoints = checkpoint_lib.Checkpoints(config)

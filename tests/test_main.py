@@ -19,7 +19,7 @@ TINY = str(ROOT / 'experiments' / 'tiny.py')
 
 @pytest.fixture(autouse=True)
 def small_model(monkeypatch):
-  monkeypatch.setattr(main_lib, 'LanguageModel', standin.Standin)
+  monkeypatch.setattr(main_lib, 'language_model', standin.Standin)
 
 
 @pytest.fixture(scope='module')
@@ -46,7 +46,7 @@ def train_args(corpus, workdir, *more):
 def trained(corpus, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('main') / 'run'
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(main_lib, 'LanguageModel', standin.Standin)
+    patch.setattr(main_lib, 'language_model', standin.Standin)
     assert main_lib.main(train_args(corpus, workdir)) == 0
   return workdir
 
@@ -232,7 +232,7 @@ def test_ctrl_c(corpus, tmp_path, capsys):
   workdir = tmp_path / 'run'
   script = (
       'import sys\nfrom hope_jax import main\nfrom tests import standin\n'
-      'main.LanguageModel = standin.Standin\n'
+      'main.language_model = standin.Standin\n'
       'sys.exit(main.main(sys.argv[1:]))\n'
   )
   args = train_args(

@@ -224,14 +224,15 @@ class Checkpoints:
         },
     }
     try:
-      self._manager().save(
-          step,
-          args=ocp.args.Composite(
-              params=ocp.args.StandardSave(state.params),
-              rest=ocp.args.StandardSave(rest),
-              about=ocp.args.JsonSave(about),
-          ),
-      )
+      with _without_echo():
+        self._manager().save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                rest=ocp.args.StandardSave(rest),
+                about=ocp.args.JsonSave(about),
+            ),
+        )
     except Exception as error:  # Orbax and TensorStore raise many kinds.
       self._remove_unfinished()
       kept = ', '.join(map(str, self.steps())) or 'none'
@@ -327,26 +328,29 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _without_echo() -> Iterator[None]:
-  """Swallows what the reads that are given up print when one has failed.
+  """Swallows what is printed by reads and writes given up after a failed one.
 
-  Orbax reads arrays concurrently and stops at the first error. The others then
-  report that nobody waits for them: from threads within moments, and from
-  coroutines whenever those are collected.
+  Orbax reads and writes arrays concurrently and stops at the first error. The
+  others then report that nobody waits for them: from threads within moments,
+  and from coroutines whenever those are collected.
   """
+  report = sys.unraisablehook
+
+  def hook(unraisable):
+    code = getattr(unraisable.object, 'cr_code', None)
+    of_orbax = code is not None and 'orbax' in code.co_filename
+    if not of_orbax and 'loop is closed' not in str(unraisable.exc_value):
+      report(unraisable)
+
   with contextlib.redirect_stderr(io.StringIO()):
+    sys.unraisablehook = hook
     try:
       yield
     except Exception:
-      report = sys.unraisablehook
-
-      def hook(unraisable):
-        code = getattr(unraisable.object, 'cr_code', None)
-        if code is None or 'orbax' not in code.co_filename:
-          report(unraisable)
-
-      sys.unraisablehook = hook
+      # The hook stays: who knows when the last coroutine is collected.
       time.sleep(0.5)
       raise
+    sys.unraisablehook = report
 
 
 def _rest(state: TrainState) -> dict[str, PyTree]:
