@@ -1,6 +1,7 @@
 """Settings shared by all tests: JAX on the CPU, single-threaded LAPACK."""
 
 import os
+import subprocess
 
 # Before the first import of jax, which reads them once. A machine with an
 # accelerator tests the same arithmetic as one without.
@@ -18,3 +19,19 @@ def x64():
   """Runs a test with 64-bit types, and leaves the next one as it was."""
   with jax.enable_x64(True):
     yield
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A file system of one megabyte."""
+  disk = tmp_path / 'disk'
+  disk.mkdir()
+  command = ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', str(disk)]
+  try:
+    done = subprocess.run(command, capture_output=True, check=False)
+  except FileNotFoundError:
+    pytest.skip('no mount command')
+  if done.returncode:
+    pytest.skip('only the superuser may mount a small file system')
+  yield disk
+  subprocess.run(['umount', '-l', str(disk)], check=True)

@@ -170,6 +170,26 @@ def test_damaged_checkpoint(corpus, tmp_path, capsys):
   assert losses(workdir) == before
 
 
+def test_full_disk(corpus, small_disk, capfd):
+  """If it fails, a full disk costs checkpoints, or the line that says so.
+
+  A checkpoint at every step, none ever dropped, until nothing more fits.
+  """
+  args = train_args(
+      corpus, small_disk / 'run', '--config.train.steps=500',
+      '--config.train.checkpoint_every=1', '--config.train.eval_every=500',
+      '--config.train.keep_checkpoints=500',
+  )
+  assert main_lib.main(args) == 2
+  # The progress bar, then one line.
+  line = capfd.readouterr().err.split('\r')[-1].strip().splitlines()[-1]
+  assert 'no space left on the disk' in line
+  steps = sorted(map(int, os.listdir(small_disk / 'run' / 'checkpoints')))
+  assert len(steps) > 2
+  assert f'{steps[-2]}, {steps[-1]}' in line
+  assert main_lib.main(['eval', f'--workdir={small_disk / "run"}']) == 0
+
+
 def test_overrides():
   """If it fails, some field cannot be set, or gets a value of another type.
 

@@ -19,6 +19,7 @@ import errno
 import importlib.metadata
 import io
 import json
+import logging
 import os
 import platform
 import shutil
@@ -342,15 +343,20 @@ def _without_echo() -> Iterator[None]:
     if not of_orbax and 'loop is closed' not in str(unraisable.exc_value):
       report(unraisable)
 
+  logged = logging.root.manager.disable
   with contextlib.redirect_stderr(io.StringIO()):
     sys.unraisablehook = hook
+    logging.disable(logging.CRITICAL)
     try:
       yield
     except Exception:
       # The hook stays: who knows when the last coroutine is collected.
       time.sleep(0.5)
       raise
-    sys.unraisablehook = report
+    else:
+      sys.unraisablehook = report
+    finally:
+      logging.disable(logged)
 
 
 def _rest(state: TrainState) -> dict[str, PyTree]:

@@ -4,7 +4,6 @@ import dataclasses
 import errno
 import os
 import pathlib
-import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -222,22 +221,6 @@ def test_checksum_of_any_dtype(dtype):
   assert int(checkpoint._checksums(ones)[0]) != int(
       checkpoint._checksums(ones.at[1, 2].set(False))[0]
   )
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-  """A file system of one megabyte."""
-  disk = tmp_path / 'disk'
-  disk.mkdir()
-  command = ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', str(disk)]
-  try:
-    done = subprocess.run(command, capture_output=True, check=False)
-  except FileNotFoundError:
-    pytest.skip('no mount command')
-  if done.returncode:
-    pytest.skip('only the superuser may mount a small file system')
-  yield disk
-  subprocess.run(['umount', '-l', str(disk)], check=True)
 
 
 def test_full_disk(small_disk):
