@@ -92,11 +92,15 @@ class TitansConfig:
   adaptive_gates: bool = True
   # Which layers of an MLP memory DGD decays along their input.
   dgd_layers: Literal['all', 'input', 'output'] = 'all'
-  # Where the window-4 convolution sits: one for each of the q, k and v streams
-  # ahead of their memories (it breaks the symmetry between keys and values and
-  # stays parallel in time), one shared ahead of all, or none.
-  conv: Literal['streams', 'shared', 'none'] = 'streams'
+  # A causal convolution of window 4 on each of the q, k and v streams, ahead of
+  # their memories: there it stays parallel in time, and it breaks the symmetry
+  # between keys and values.
+  conv: bool = True
   conv_width: int = 4
+  # How its taps start. 'recall': a key is made of the tokens before its own, by
+  # the taps with which a query is made of its own and those before; a memory
+  # then predicts from the first step on. 'identity': the token itself.
+  conv_init: Literal['recall', 'identity'] = 'recall'
   # A static projection of the residual stream ahead of the memories: one for
   # each stream, one for all, or none (each head sees its slice of the stream).
   input_projection: Literal['streams', 'shared', 'none'] = 'shared'
@@ -109,7 +113,11 @@ class TitansConfig:
   def __post_init__(self):
     _positive(
         self, 'expansion', 'projection_expansion', 'chunk',
-        'projection_chunk', 'conv_width', 'projection_eta',
+        'projection_chunk', 'projection_eta',
+    )
+    _require(
+        self.conv_width >= 2,
+        f'TitansConfig.conv_width must be at least 2; got {self.conv_width}',
     )
     big, small = (
         max(self.chunk, self.projection_chunk),

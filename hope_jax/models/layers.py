@@ -1,5 +1,6 @@
 """Layers of every architecture: norms, projections, convolution, MLPs."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -63,14 +64,42 @@ class Dense(nn.Module):
     ).astype(self.dtype)
 
 
+def tap_init(rng: Array, shape: tuple[int, ...]) -> Array:
+  """The token itself plus a little of each earlier one; [width, D]."""
+  taps = 0.3 * jax.random.normal(rng, shape)
+  return taps.at[0].add(1.0)
+
+
+def recall_tap_init(rng: Array, shape: tuple[int, ...]) -> Array:
+  """Taps of q, k and v streams that make a memory predict; [width, 3 D].
+
+  A query sees the last width - 1 tokens through random taps; a key sees the
+  tokens before its own through the same taps; a value is its own token. So from
+  the first step on, the key of a token is the query of the token before it, and
+  a memory that maps keys to values answers a query with what came next.
+  """
+  width, dim = shape[0], shape[1] // 3
+  taps = jax.random.normal(rng, (width - 1, dim))
+  none = jnp.zeros((1, dim))
+  q = jnp.concatenate([taps, none])
+  k = jnp.concatenate([none, taps])
+  v = jnp.zeros((width, dim)).at[0].set(1.0)
+  return jnp.concatenate([q, k, v], axis=1)
+
+
 class CausalConv(nn.Module):
   """Causal depthwise convolution over time, y_t = sum_i w_i x_{t-i}.
 
-  Starts as the identity plus a little of each earlier token. Taps do not reach
-  over a document's start. The last `width - 1` inputs are its state.
+  Taps do not reach over a document's start. The last `width - 1` inputs are its
+  state.
+
+  Attributes:
+    width: taps.
+    init: initialiser of the taps [width, D], tap 0 the token itself.
   """
 
   width: int
+  init: Callable[[Array, tuple[int, ...]], Array] = tap_init
 
   @nn.compact
   def __call__(
@@ -88,13 +117,8 @@ class CausalConv(nn.Module):
       [B, T, D] and the new tail.
     """
     width, dim = self.width, x.shape[-1]
-
-    def init(rng, shape):
-      taps = nn.initializers.normal(0.3)(rng, shape)
-      return taps.at[0].add(1.0)
-
     kernel = self.param(
-        'kernel', partitioned(init, None, 'embed'), (width, dim)
+        'kernel', partitioned(self.init, None, 'heads'), (width, dim)
     )
     if tail is None:
       tail = jnp.zeros((x.shape[0], width - 1, dim), x.dtype)

@@ -16,10 +16,15 @@ from hope_jax.models.layers import (
   Norm,
   memory_param,
   partitioned,
+  recall_tap_init,
+  tap_init,
 )
 from hope_jax.models.packing import Packing
 from hope_jax.nested import titans
 from hope_jax.types import Array, PyTree
+
+# How the taps of the three streams start, by `TitansConfig.conv_init`.
+CONV_INIT = {'recall': recall_tap_init, 'identity': tap_init}
 
 
 def _logit(p: float) -> float:
@@ -76,7 +81,7 @@ class SelfModifyingTitans(nn.Module):
 
     Args:
       x: normalised residual stream, [B, T, D].
-      state: {'titans': TitansState, 'tail_<stream>': conv state} or None.
+      state: {'titans': TitansState, 'tail': of the convolution} or None.
       packing: document structure of the batch.
 
     Returns:
@@ -88,34 +93,29 @@ class SelfModifyingTitans(nn.Module):
     head_dim = dim // heads
     new_state = {}
 
-    def stream(name: str, x: Array, project: bool, convolve: bool) -> Array:
-      if project:
-        x = Dense(dim, ('embed', 'heads'), dtype, name=f'project_{name}')(x)
-      if convolve:
-        tail = None if state is None else state[f'tail_{name}']
-        x, new_state[f'tail_{name}'] = CausalConv(
-            config.conv_width, name=f'conv_{name}'
-        )(x, tail, packing.position)
-        x = nn.silu(x)
-      return x
+    def project(name: str, x: Array) -> Array:
+      return Dense(dim, ('embed', 'heads'), dtype, name=f'project_{name}')(x)
 
-    shared = stream(
-        'shared',
-        x,
-        config.input_projection == 'shared',
-        config.conv == 'shared',
-    )
+    def convolve(x: Array, init) -> Array:
+      tail = None if state is None else state['tail']
+      conv = CausalConv(config.conv_width, init, name='conv')
+      x, new_state['tail'] = conv(x, tail, packing.position)
+      return nn.silu(x)
+
+    names = ('q', 'k', 'v')
+    if config.input_projection == 'streams':
+      wide = jnp.concatenate([project(n, x) for n in names], axis=-1)
+    else:
+      shared = x
+      if config.input_projection == 'shared':
+        shared = project('shared', x)
+      wide = jnp.concatenate([shared] * 3, axis=-1)
+    if config.conv:
+      wide = convolve(wide, CONV_INIT[config.conv_init])
     streams = titans.Streams(
         *(
-            stream(
-                name,
-                shared,
-                config.input_projection == 'streams',
-                config.conv == 'streams',
-            )
-            .reshape(*x.shape[:2], heads, head_dim)
-            .astype(jnp.float32)
-            for name in ('q', 'k', 'v')
+            y.reshape(*x.shape[:2], heads, head_dim).astype(jnp.float32)
+            for y in jnp.split(wide, 3, axis=-1)
         )
     )
     precision = 'bf16' if dtype == jnp.bfloat16 else 'float32'
