@@ -240,7 +240,7 @@ class DataConfig:
   # files: `path` is a file or a glob. tfds, array_record: see data/sources.py.
   source: Literal['stdlib', 'files', 'tfds', 'array_record'] = 'stdlib'
   path: str = ''
-  # Field of a record that holds the text (tfds, array_record).
+  # Field of a record that holds the text (tfds).
   text_field: str = 'text'
   # Empty: bytes, 256 of them. Else a Hugging Face `tokenizers` JSON file.
   tokenizer: str = ''
@@ -310,8 +310,8 @@ class TrainConfig:
   eval_batches: int = 16
   checkpoint_every: int = 200
   keep_checkpoints: int = 2
-  # Stop (and save) after this many seconds; 0: no limit. The schedule then runs
-  # over time instead of steps only if `steps` is reached first.
+  # Stop (and save) after this many seconds; 0: no limit. A safety net: the
+  # learning rate's schedule is that of `steps` either way.
   max_seconds: float = 0.0
 
   def __post_init__(self):
