@@ -69,7 +69,7 @@ def token_grid(
     The grid. In `overflow` rows (documents shorter than a tile on average, or
     not aligned) it is not valid; callers answer with NaN, never with a mixture.
   """
-  if phase is None and (starts is None or aligned):
+  if phase is None and (aligned or starts is present is None):
     return _static_grid(batch, length, tile, period, starts, present)
   if starts is None:
     starts = jnp.zeros((batch, length), bool)

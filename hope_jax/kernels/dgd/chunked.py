@@ -3,7 +3,7 @@
 For a chunk of C tokens that starts from state S (rows are tokens):
 
     a = log alpha      c = cumsum(a)      p = c - a  (decay before token t)
-    D_ts = exp(p_t - c_s) for s < t, else 0
+    D_ts = exp(p_t - c_s) for s < t, else 0       (see `decays`)
     L = diag(eta) (D * K K^T)
     E = (I + L)^{-1} eta (U - e^p K S)          e_t = eta_t (u_t - M_{t-1} k_t)
     pre:  O = e^p Q S + (D * Q K^T) E
@@ -77,10 +77,31 @@ def inverse_unit_lower(lower: Array) -> Array:
   return inverse
 
 
-def decay_matrix(log_total: Array, log_from: Array, mask: Array) -> Array:
-  """exp(log_total_t - log_from_s) where mask, else 0; masked before exp."""
-  exponent = log_total[..., :, None] - log_from[..., None, :]
-  return jnp.where(mask, jnp.exp(jnp.where(mask, exponent, 0)), 0)
+def decays(log_decay: Array) -> Array:
+  """What is kept from token s to token t: exp of the sum over (s, t].
+
+  Each exponent is summed from its own terms, by a product with triangles of
+  ones. As a difference of two cumulated sums it would lose its digits, and its
+  gradient more of them, wherever retention is near zero.
+
+  Args:
+    log_decay: [..., C], <= 0 and finite.
+
+  Returns:
+    [..., C, C], rows t, columns s; 1 where s = t, and 0 where s > t.
+  """
+  index = jnp.arange(log_decay.shape[-1])
+  reached = index[:, None] >= index[None, :]
+  later = jnp.where(reached.T, 0, log_decay[..., :, None])
+  exponent = jnp.matmul(
+      reached.astype(log_decay.dtype), later, precision='highest'
+  )
+  return jnp.where(reached, jnp.exp(exponent), 0)
+
+
+def shift(x: Array) -> Array:
+  """Rows one later, a row of zeros first: 'after token t - 1'."""
+  return jnp.pad(x[..., :-1, :], [(0, 0)] * (x.ndim - 2) + [(1, 0), (0, 0)])
 
 
 Groups = tuple[tuple[int, float], ...]
@@ -128,10 +149,10 @@ def chunk_step(
         state, q, k, u, eta, log_alpha, read=read, erase=erase,
         momentum=momentum, groups=groups, precision=precision,
     )
-  index = jnp.arange(k.shape[-2])
-  strict = index[:, None] > index[None, :]
-  c = jnp.cumsum(log_alpha, axis=-1)
-  p = c - log_alpha
+  c = jnp.cumsum(log_alpha, axis=-1)[..., None]
+  enter, enter_pre = jnp.exp(c), jnp.exp(shift(c))
+  keep = decays(log_alpha)
+  keep_pre = shift(keep)
   rate = _spread(eta, groups)
   # One product serves keys and queries: rows of both against the same operand.
   reads = read != 'none'
@@ -142,22 +163,20 @@ def chunk_step(
     gram, scores = _split(matmul(rows, transpose(k), precision), k)
   e = rate * u
   if erase:
-    lower = eta[..., None] * decay_matrix(p, c, strict) * gram
+    lower = eta[..., None] * keep_pre * gram
     e = _solve(
-        lower, e - rate * jnp.exp(p)[..., None] * retrieved, groups, precision
+        lower, e - rate * enter_pre * retrieved, groups, precision
     )
   o = None
   width = groups[0][0]
   if read == 'chunk':
     o = q_retrieved[..., :width]
   elif reads:
-    total, mask = (p, strict) if read == 'pre' else (c, index[:, None] >= index)
-    o = jnp.exp(total)[..., None] * q_retrieved[..., :width]
-    weights = decay_matrix(total, c, mask) * scores
-    o = o + matmul(weights, e[..., :width], precision)
-  to_end = jnp.exp(c[..., -1:] - c)
-  new = jnp.exp(c[..., -1])[..., None, None] * state
-  new = new + matmul(transpose(to_end[..., None] * k), e, precision)
+    reader, kept = (enter_pre, keep_pre) if read == 'pre' else (enter, keep)
+    o = reader * q_retrieved[..., :width]
+    o = o + matmul(kept * scores, e[..., :width], precision)
+  new = enter[..., -1:, :] * state
+  new = new + matmul(transpose(keep[..., -1, :, None] * k), e, precision)
   return o, new, None
 
 
@@ -206,11 +225,6 @@ def unit_lower_solve(
   )
 
 
-def _shift(x: Array) -> Array:
-  """Rows one later, a row of zeros first: 'after token t - 1'."""
-  return jnp.pad(x[..., :-1, :], [(0, 0)] * (x.ndim - 2) + [(1, 0), (0, 0)])
-
-
 def _momentum_chunk_step(
     state, q, k, u, eta, log_alpha, *, read, erase, momentum, groups, precision
 ):
@@ -226,19 +240,17 @@ def _momentum_chunk_step(
 
   and d solves a unit lower triangular system, as without momentum.
   """
-  index = jnp.arange(k.shape[-2])
-  lower = index[:, None] >= index[None, :]
-  c = jnp.cumsum(log_alpha, axis=-1)
+  c = jnp.cumsum(log_alpha, axis=-1)[..., None]
   m = jnp.cumsum(momentum.log_mu, axis=-1)
-  keep = decay_matrix(c, c, lower)
-  carry = decay_matrix(m, m, lower)
+  keep = decays(log_alpha)
+  carry = decays(momentum.log_mu)
   taken = keep * momentum.present[..., None, :]
   reach = jnp.matmul(taken, carry, precision='highest')
   inflow = jnp.matmul(taken, jnp.exp(m)[..., None], precision='highest')
   rate = _spread(eta, groups)
   w = rate * -jnp.expm1(momentum.log_mu)[..., None] * u
-  keep_pre, reach_pre, inflow_pre = _shift(keep), _shift(reach), _shift(inflow)
-  enter_pre = jnp.exp(c - log_alpha)[..., None]
+  keep_pre, reach_pre, inflow_pre = shift(keep), shift(reach), shift(inflow)
+  enter, enter_pre = jnp.exp(c), jnp.exp(shift(c))
   reads = read != 'none'
   rows = jnp.concatenate([k, q], axis=-2) if reads else k
   if erase or reads:
@@ -261,12 +273,12 @@ def _momentum_chunk_step(
   if read == 'chunk':
     o = q_state[..., :width]
   elif reads:
-    enter, flow, kept, reached = (
+    reader, flow, kept, reached = (
         (enter_pre, inflow_pre, keep_pre, reach_pre)
         if read == 'pre'
-        else (jnp.exp(c)[..., None], inflow, keep, reach)
+        else (enter, inflow, keep, reach)
     )
-    o = enter * q_state[..., :width] + flow * q_flow[..., :width]
+    o = reader * q_state[..., :width] + flow * q_flow[..., :width]
     o += matmul(reached * scores, w[..., :width], precision)
     if erase:
       o -= matmul(kept * scores, d[..., :width], precision)
@@ -277,7 +289,7 @@ def _momentum_chunk_step(
   gains = jnp.concatenate([writes, carry[..., -1, :, None] * w], axis=-1)
   gains = matmul(transpose(k), gains, precision)
   gain, gain_momentum = jnp.split(gains, 2, axis=-1)
-  new = jnp.exp(c[..., -1])[..., None, None] * state + gain
+  new = enter[..., -1:, :] * state + gain
   new += inflow[..., -1, :, None] * momentum.state
   new_momentum = (
       jnp.exp(m[..., -1])[..., None, None] * momentum.state + gain_momentum

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 
 from hope_jax.kernels.dgd.chunked import (
     Read,
-    decay_matrix,
+    decays,
     inverse_unit_lower,
     matmul,
+    shift,
     tiles,
     transpose,
     unit_lower_solve,
@@ -75,69 +76,70 @@ def segment_step(
     Outputs [..., C, V] and the two states at the end of the tile.
   """
   state, chunk_state = states
-  index = jnp.arange(k.shape[-2])
   carried = where.first < 0
   same = where.first[..., :, None] == where.first[..., None, :]
-  before = same & (index[:, None] > index)
-  c = jnp.cumsum(log_alpha, axis=-1)
-  p = c - log_alpha
-  # Decay is counted from the segment's start: e^{p_t - p_first}.
-  base = jnp.where(
-      carried,
-      0,
-      jnp.take_along_axis(p, jnp.maximum(where.first, 0), axis=-1),
-  )
+  keep = decays(log_alpha)
+  keep_pre = shift(keep)
+  # What is left of the state a token's segment began the tile with: decay over
+  # (first - 1, t], or from the tile's start.
+  ahead = jnp.maximum(where.first - 1, 0)[..., None]
+  inside = where.first > 0
 
-  def enter(x, total, from_carried):
-    """x read from the state its segment began the tile with, decayed."""
-    retrieved = jnp.where(
-        from_carried[..., None],
+  def entering(kept, total):
+    since = jnp.take_along_axis(kept, ahead, axis=-1)[..., 0]
+    return jnp.where(inside, since, jnp.exp(total))
+
+  c = jnp.cumsum(log_alpha, axis=-1)
+  enter_pre = entering(keep_pre, shift(c[..., None])[..., 0])
+  enter_post = entering(keep, c)
+  keep, keep_pre = jnp.where(same, keep, 0), jnp.where(same, keep_pre, 0)
+
+  def retrieve(x):
+    """x read from the state its segment began the tile with."""
+    return jnp.where(
+        carried[..., None],
         matmul(x, state, precision),
         matmul(x, reset, precision),
     )
-    return jnp.exp(total)[..., None] * retrieved
 
   gram = matmul(k, transpose(k), precision)
-  lower = eta[..., None] * decay_matrix(p, c, before) * gram
-  rhs = eta[..., None] * (u - enter(k, p - base, carried))
-  inverse = inverse_unit_lower(jax.lax.stop_gradient(lower))
+  lower = eta[..., None] * keep_pre * gram
+  rhs = eta[..., None] * (u - enter_pre[..., None] * retrieve(k))
+  inverse = inverse_unit_lower(lower)
   e = unit_lower_solve(lower, inverse, rhs, precision)
 
+  # A 'chunk' read is a 'pre' read of the chunk's first token.
+  start = jnp.maximum(where.boundary, 0)
   if read == 'chunk':
-    total, mask = _at_boundary(p, where), same
-    mask = mask & (index < where.boundary[..., None])
+    kept = jnp.take_along_axis(keep_pre, start[..., None], axis=-2)
+    enter = jnp.take_along_axis(enter_pre, start, axis=-1)
   elif read == 'pre':
-    total, mask = p, before
+    kept, enter = keep_pre, enter_pre
   else:
-    total, mask = c, same & (index[:, None] >= index)
-  weights = decay_matrix(total, c, mask) * matmul(q, transpose(k), precision)
-  o = enter(q, total - base, carried) + matmul(weights, e, precision)
+    kept, enter = keep, enter_post
+  scores = matmul(q, transpose(k), precision)
+  o = enter[..., None] * retrieve(q) + matmul(kept * scores, e, precision)
   if read == 'chunk':
     earlier = where.boundary < 0
     o = jnp.where(earlier[..., None], matmul(q, chunk_state, precision), o)
 
-  def leave(total, mask):
-    """The state after the tokens of the last segment that `mask` selects."""
-    last = carried[..., -1, None, None]
-    gain = jnp.exp(total - base[..., -1])[..., None, None]
-    exponent = jnp.where(mask, total[..., None] - c, 0)
-    kept = jnp.where(mask, jnp.exp(exponent), 0)[..., None] * k
-    return gain * jnp.where(last, state, reset) + matmul(
-        transpose(kept), e, precision
-    )
+  began = jnp.where(carried[..., -1, None, None], state, reset)
 
-  of_last = same[..., -1, :]
-  new = leave(c[..., -1], of_last)
-  at = where.boundary[..., -1, None]
+  def leave(enter, kept):
+    """The state the last segment reaches: what is left, and what it wrote."""
+    written = matmul(transpose(kept[..., None] * k), e, precision)
+    return enter[..., None, None] * began + written
+
+  new = leave(enter_post[..., -1], keep[..., -1, :])
   # A whole tile holds a chunk start of any segment that spans it.
-  new_chunk = leave(_at_boundary(p, where)[..., -1], of_last & (index < at))
-  new_chunk = jnp.where(at[..., None] < 0, chunk_state, new_chunk)
+  at = where.boundary[..., -1, None, None]
+  last = start[..., -1:]
+  new_chunk = leave(
+      jnp.take_along_axis(enter_pre, last, axis=-1)[..., 0],
+      jnp.take_along_axis(keep_pre, last[..., None], axis=-2)[..., 0, :],
+  )
+  new_chunk = jnp.where(at < 0, chunk_state, new_chunk)
   return o, (new, new_chunk)
-
-
-def _at_boundary(p: Array, where: Segments) -> Array:
-  """Decay before the first token of each token's chunk, [..., C]."""
-  return jnp.take_along_axis(p, jnp.maximum(where.boundary, 0), axis=-1)
 
 
 def segment_scan(
