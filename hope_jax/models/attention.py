@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from hope_jax.config import ModelConfig
 from hope_jax.models.layers import Dense, Norm
 from hope_jax.models.packing import Packing
+from hope_jax.sharding import constrain
 from hope_jax.types import Array, PyTree
 
 
@@ -53,6 +54,7 @@ class Attention(nn.Module):
 
     def project(name):
       y = Dense(dim, ('embed', 'heads'), dtype, name=name)(x).reshape(shape)
+      y = constrain(y, 'batch', 'time', 'heads', 'head_dim')
       return y if name == 'v' else Norm(None, name=f'norm_{name}')(y)
 
     q, k, v = project('q'), project('k'), project('v')

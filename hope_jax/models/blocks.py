@@ -18,6 +18,7 @@ from hope_jax.models.layers import Mlp, Norm, partitioned
 from hope_jax.models.mixers import SelfModifyingTitans
 from hope_jax.models.packing import Packing
 from hope_jax.nested import continuum
+from hope_jax.sharding import constrain
 from hope_jax.types import Array, PyTree
 
 
@@ -103,7 +104,7 @@ class Block(nn.Module):
     y, state = mixer(config, name='mixer')(
         Norm(name='norm_mixer')(x), state, packing
     )
-    x = x + y
+    x = constrain(x + y, 'batch', 'time', None)
     if kind in ('hope', 'hope_attention'):
       return Continuum(config, name='continuum')(x), state
     # SwiGLU has three matrices where an MLP has two: equal parameters.

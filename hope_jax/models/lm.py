@@ -1,13 +1,13 @@
 """A language model over any architecture; state in, state out."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from hope_jax.config import ModelConfig
 from hope_jax.models.blocks import Block
 from hope_jax.models.layers import Norm, partitioned
 from hope_jax.models.packing import locate
+from hope_jax.sharding import constrain
 from hope_jax.types import Array, PyTree
 
 # Standard deviation of the logits at initialisation: the first loss is then
@@ -57,6 +57,7 @@ class LanguageModel(nn.Module):
         (config.vocab_size, config.dim),
     )
     x = (embedding[tokens] / std).astype(dtype)
+    x = constrain(x, 'batch', 'time', None)
     packing, place = locate(
         segment_ids, None if state is None else state['place'], batch, length
     )
@@ -89,23 +90,3 @@ class LanguageModel(nn.Module):
         x, head.astype(dtype), preferred_element_type=jnp.float32
     )
     return logits, {'place': place, 'layers': layer_states}
-
-
-def next_token_loss(
-    logits: Array, targets: Array, mask: Array | None = None
-) -> tuple[Array, Array]:
-  """Sum of next-token losses in nats, and the number of tokens counted.
-
-  Args:
-    logits: [B, T, E] float32.
-    targets: [B, T] int.
-    mask: [B, T], 1 where a target counts; None counts all.
-
-  Returns:
-    Two float32 scalars.
-  """
-  log_z = jax.nn.logsumexp(logits, axis=-1)
-  right = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-  loss = log_z - right
-  mask = jnp.ones_like(loss) if mask is None else mask.astype(jnp.float32)
-  return jnp.sum(loss * mask), jnp.sum(mask)

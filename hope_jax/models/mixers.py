@@ -7,6 +7,7 @@ function `nested.titans.layer`; no module is called inside the scan.
 import math
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from hope_jax.config import ModelConfig, TitansConfig
@@ -21,6 +22,7 @@ from hope_jax.models.layers import (
 )
 from hope_jax.models.packing import Packing
 from hope_jax.nested import titans
+from hope_jax.sharding import constrain
 from hope_jax.types import Array, PyTree
 
 # How the taps of the three streams start, by `TitansConfig.conv_init`.
@@ -114,7 +116,10 @@ class SelfModifyingTitans(nn.Module):
       wide = convolve(wide, CONV_INIT[config.conv_init])
     streams = titans.Streams(
         *(
-            y.reshape(*x.shape[:2], heads, head_dim).astype(jnp.float32)
+            constrain(
+                y.reshape(*x.shape[:2], heads, head_dim).astype(jnp.float32),
+                *('batch', 'time', 'heads', 'head_dim'),
+            )
             for y in jnp.split(wide, 3, axis=-1)
         )
     )
@@ -128,7 +133,13 @@ class SelfModifyingTitans(nn.Module):
         starts=packing.starts,
         present=packing.present,
     )
-    new_state['titans'] = titans_state
+    # Every row and head owns its memories: split like them, never gathered.
+    new_state['titans'] = jax.tree.map(
+        lambda w: constrain(w, 'batch', 'heads', 'memory', 'memory')
+        if w.ndim == 4
+        else w,
+        titans_state,
+    )
     for name, value in diagnostics.items():
       self.sow('diagnostics', name, value, reduce_fn=lambda _, b: b)
     o = Norm(None, name='norm_out')(o).reshape(x.shape).astype(dtype)
