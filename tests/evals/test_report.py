@@ -1,0 +1,169 @@
+"""The report says what the results hold, and not more."""
+
+import copy
+import html.parser
+import re
+
+import pytest
+
+from hope_jax.evals import charts, page, report
+
+
+def values(*pairs):
+  return [{'mean': mean, 'error': error} for mean, error in pairs]
+
+
+def reading(carried, gains):
+  """A second reading: losses with the memory carried, and what it gains."""
+  first = values(*[(3.125, 0.06)] * 3)
+  return {
+      'distances': [0, 256, 4096],
+      'passages': 16,
+      'passage_bytes': 256.0,
+      'first': first,
+      'reset': first,
+      'carried': values(*[(c, 0.05) for c in carried]),
+      'control': values((3.125, 0.06), (2.9375, 0.06), (2.875, 0.06)),
+      'reset - carried': values(*gains),
+      'control - carried': values((0.75, 0.04), (0.25, 0.03), (0.01, 0.02)),
+  }
+
+
+RESULTS = {
+    'heldout': {
+        'bits_per_byte': 2.6543, 'bytes': 131072.0, 'of_bytes': 612345,
+    },
+    'baselines': {
+        'bigram': 3.5123, 'trigram': 2.5234, 'gzip -9': 1.7345, 'xz -9': 1.5456,
+    },
+    'curve': [
+        {'split': split, 'step': step, 'bytes': step * 2048.0,
+         'bits_per_byte': 2.5 + 5.5 / (1 + step / 8) + shift + step % 7 / 40}
+        for split, every, shift in (('train', 10, 0.0), ('heldout', 100, 0.1))
+        for step in range(every, 301, every)
+    ],
+    'second_reading': {
+        'on': reading(
+            (2.375, 2.6875, 2.865), ((0.75, 0.05), (0.4375, 0.04), (0.04, 0.03))
+        ),
+        'off': reading(
+            (3.12, 3.121, 3.122), ((0.005, 0.001), (0.004, 0.001), (0.0, 0.001))
+        ),
+    },
+    'sample': {'prompt': 'def ', 'text': 'f(x):\n  return x < 1 & "two"\n' * 4},
+    'training': {
+        'architecture': 'hope', 'parameters': 1234567, 'from_step': 0,
+        'step': 300, 'steps': 300, 'stopped': 'done', 'bytes': 614400.0,
+    },
+    'levels': [
+        {'name': 'base', 'period': 1, 'updates': 300},
+        {'name': 'level_0', 'period': 1, 'updates': 300},
+        {'name': 'level_1', 'period': 2, 'updates': 150},
+        {'name': 'level_2', 'period': 4, 'updates': 75},
+    ],
+    'stability': {
+        'max_write/max': 0.8765, 'mean_alpha/mean': 0.9971,
+        'mean_eta/mean': 0.4321, 'state_norm/max': 12.34, 'grad_norm': 0.56,
+    },
+    'machine': {
+        'device': '2 CPU cores', 'python': '3.11.9', 'jax': '0.10.2',
+        'commit': '0123abc',
+    },
+    'config': {'data': {'sequence_length': 512}, 'workdir': 'runs/quickstart'},
+    'seconds': {'training': 201.0, 'total': 262.0},
+}
+
+
+class _Balance(html.parser.HTMLParser):
+  """Checks that every element is closed, in order."""
+
+  def __init__(self):
+    super().__init__()
+    self.open = []
+
+  def handle_starttag(self, tag, attrs):
+    if tag not in ('meta', 'br'):
+      self.open.append(tag)
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize('render', [report.as_text, page.as_html])
+def test_the_numbers_are_there(render):
+  """If it fails, a reader of the report does not learn what was measured."""
+  text = render(RESULTS)
+  for number in (
+      '2.654', '3.512', '2.523', '1.734', '1.546',  # held out, baselines
+      '1,234,567', '614,400', '131,072', '612,345',
+      '2.375', '2.688', '2.865', '+0.750 ± 0.050', '3.121',  # second reading
+      '300', '150', '75',  # levels
+      '0.8765', '0.9971', '0.4321', '12.34',  # stability
+  ):
+    assert number in text, number
+  assert report.verdict(RESULTS['second_reading'])[:60] in text
+
+
+def test_text_fits_a_terminal():
+  """If it fails, tables break on a terminal of 80 columns."""
+  assert max(map(len, report.as_text(RESULTS).splitlines())) <= 80
+
+
+def test_page_stands_alone():
+  """If it fails, the page needs a network, or leaks a visit to one."""
+  text = page.as_html(RESULTS)
+  assert not re.search(r'https?:|//|src=|href=|@import|url\(', text)
+  parser = _Balance()
+  parser.feed(text)
+  assert not parser.open
+  # A sample is a program; as markup it would vanish, or run.
+  assert 'x &lt; 1 &amp; &quot;two&quot;' in text
+  for value in ('2 CPU cores', '0123abc', '0.10.2', 'runs/quickstart'):
+    assert value in text
+
+
+def test_verdict_claims_what_is_clear():
+  """If it fails, noise is sold as memory, or a loss as a gain."""
+  told = report.verdict(RESULTS['second_reading'])
+  assert (
+      'with it reset, it costs 0.438 to 0.750 bits per byte less after 0 and'
+      ' 256 other bytes, no clear difference after 4,096 other bytes; next to'
+      ' the control'
+  ) in told
+  assert 'differ by 0.005 bits per byte at most' in told
+  worse = copy.deepcopy(RESULTS['second_reading'])
+  worse['on']['reset - carried'] = values(*[(-0.5, 0.1)] * 3)
+  worse['off'] = None
+  told = report.verdict(worse)
+  assert 'costs 0.500 bits per byte more after 0, 256 and 4,096' in told
+  assert 'memory off' not in told
+
+
+def test_less_to_report():
+  """If it fails, a Transformer, a short text or a slow run has no report."""
+  results = copy.deepcopy(RESULTS) | {
+      'second_reading': None, 'levels': [], 'stability': {}, 'curve': [],
+  }
+  results['training'].update(step=123, stopped='time')
+  for text in (report.as_text(results), page.as_html(results)):
+    assert 'too short' in text
+    assert 'Time was up' in ' '.join(text.split())
+
+
+def test_round_ticks():
+  """If it fails, axes are labelled with odd numbers, or not at all."""
+  assert charts.round_ticks(0, 10) == [0, 2, 4, 6, 8, 10]
+  assert charts.round_ticks(2.31, 2.79) == [2.4, 2.5, 2.6, 2.7]
+  assert charts.round_ticks(20480, 614400) == [1e5, 2e5, 3e5, 4e5, 5e5, 6e5]
+  assert charts.round_ticks(3, 3) == [3]
+
+
+def test_names_do_not_cover_each_other():
+  """If it fails, equal losses print their names on top of each other."""
+  names = [(100.0, 'a', ''), (101.0, 'b', ''), (250.0, 'c', ''),
+           (251.0, 'd', '')]
+  placed = [y for y, *_ in charts._spread(names, 0.0, 254.0)]
+  gaps = [b - a for a, b in zip(placed, placed[1:])]
+  assert min(gaps) >= 15
+  assert placed[0] >= 0
+  assert placed[-1] <= 254
