@@ -1,0 +1,47 @@
+"""A small Hope on the source text of Python's standard library.
+
+  python -m hope_jax.main quickstart --config=experiments/quickstart.py
+  python -m hope_jax.main quickstart --config=experiments/quickstart.py:hour
+
+Both train, then report held-out bits per byte, a second reading with the memory
+carried and with it reset, and a sample: printed, and as runs/.../report.html.
+"""
+
+import ml_collections
+
+
+def get_config(form: str = 'five_minutes') -> ml_collections.ConfigDict:
+  steps, seconds = {'five_minutes': (300, 200.0), 'hour': (5000, 3400.0)}[form]
+  short = form == 'five_minutes'
+  return ml_collections.ConfigDict({
+      'workdir': 'runs/quickstart' if short else f'runs/quickstart_{form}',
+      'model': {
+          'dim': 128,
+          'layers': 4,
+          'heads': 4,
+          'remat': 'none',
+          'dtype': 'float32',
+          'titans': {
+              'memory': 'matrix',
+              'momentum': False,
+              'grid': 'aligned',
+              'chunk': 16,
+              'projection_chunk': 16,
+          },
+          'continuum': {'periods': (1, 2, 4)},
+      },
+      'data': {'sequence_length': 512, 'batch_size': 4, 'align': 16},
+      'optimizer': {
+          'learning_rate': 4e-3,
+          'warmup_steps': 30 if short else 100,
+          'weight_decay': 0.05,
+      },
+      'train': {
+          'steps': steps,
+          'max_seconds': seconds,
+          'log_every': 10,
+          'eval_every': 100 if short else 250,
+          'eval_batches': 8,
+          'checkpoint_every': 100 if short else 250,
+      },
+  })

@@ -1,0 +1,308 @@
+"""The quickstart: trains, measures, and tells what came of it.
+
+The run is that of `main train`; then come held-out bits per byte beside those
+of n-grams and compressors, the second reading that shows the memory at work,
+and a sample. `workdir/report.json` holds the results, `workdir/report.html` is
+the same to look at, and the text of it is printed.
+
+The learning rate follows `train.steps`, not the clock, so that a run is the
+same on every machine: choose as many steps as fit. `train.max_seconds` is the
+safety net, and the report says so when it was needed.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+import concurrent.futures
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from hope_jax import config as config_lib
+from hope_jax import sharding
+from hope_jax.config import Config, ConfigError
+from hope_jax.data import pipeline
+from hope_jax.data import tokenizer as tokenizer_lib
+from hope_jax.evals import (
+  language,
+  page,
+  report,
+  second_reading,
+  text_baselines,
+)
+from hope_jax.infer import session as session_lib
+from hope_jax.models import factory as models
+from hope_jax.optim import frequency
+from hope_jax.train import checkpoint as checkpoint_lib
+from hope_jax.train import loop
+from hope_jax.types import PyTree
+
+# What the evaluation of the held-out text may take; a model that needs longer
+# is measured on a sample of it.
+_EVALUATION_SECONDS = 15.0
+_PROMPT = 'def '
+_SAMPLE_TOKENS = 400
+_TEMPERATURE = 0.7
+
+
+def run(
+    config: Config, *, checkpoint_step: int | None = None
+) -> dict[str, Any]:
+  """Trains a model, or goes on with it, and reports.
+
+  Args:
+    config: the run; its workdir is not empty.
+    checkpoint_step: go on from this checkpoint instead of the latest.
+
+  Returns:
+    What `evals.report` describes. After Ctrl-C or SIGTERM there is no report;
+    then 'training' alone, with what is known.
+
+  Raises:
+    ConfigError: as `train.loop.train`; there are several processes; or the
+      report cannot be written.
+    FloatingPointError: the loss is not finite.
+  """
+  if jax.process_count() > 1:
+    raise ConfigError('quickstart runs in one process; use train and eval')
+  clock = time.monotonic()
+  from_step = _first_step(config, checkpoint_step)
+  with concurrent.futures.ThreadPoolExecutor(1) as background:
+    # Counting and compressing take a few seconds; so does compiling.
+    baselines = background.submit(_baselines, config)
+    result = _train(config, checkpoint_step)
+    training_seconds = time.monotonic() - clock
+    baselines = baselines.result()
+  step, params = int(result.state.step), result.state.params
+  logged = [r for r in result.history if r['split'] == 'train']
+  training = {
+      'architecture': config.model.architecture,
+      'parameters': sum(x.size for x in jax.tree.leaves(params)),
+      'from_step': from_step,
+      'step': step,
+      'steps': config.train.steps,
+      'stopped': result.stopped,
+      'bytes': step * _bytes_per_step(logged),
+  }
+  if result.stopped.startswith('SIG'):
+    return {'training': training}
+
+  print('measuring ...', file=sys.stderr, flush=True)
+  heldout = pipeline.heldout_text(config.data)
+  with jax.set_mesh(sharding.make_mesh(config.mesh)):
+    measured = _evaluate(config, params)
+    reading = _second_reading(config, params, heldout)
+    sample = _sample(config, params)
+  results = {
+      'heldout': {
+          'bits_per_byte': measured['bits_per_byte'],
+          'bytes': measured['bytes'],
+          'of_bytes': len(heldout),
+      },
+      'baselines': baselines,
+      'curve': _curve(result.history, training['bytes'] / max(step, 1)),
+      'second_reading': reading,
+      'sample': sample,
+      'training': training,
+      'levels': _levels(config, result.state.opt_state),
+      'stability': {
+          name: logged[-1][name]
+          for name in report.STABILITY
+          if logged and name in logged[-1]
+      },
+      'machine': _machine(),
+      'config': config_lib.to_dict(config),
+      'seconds': {
+          'training': training_seconds, 'total': time.monotonic() - clock,
+      },
+  }
+  _write(config.workdir, 'report.json', json.dumps(results, indent=2) + '\n')
+  path = _write(config.workdir, 'report.html', page.as_html(results))
+  print(f'{report.as_text(results)}\n\nWith pictures: {path.as_uri()}')
+  return results
+
+
+def _train(config: Config, checkpoint_step: int | None) -> loop.Result:
+  model = models.language_model(config.model)
+
+  def evaluate(params):
+    batches = pipeline.heldout_batches(config.data, config.train.eval_batches)
+    return language.evaluate(model, params, batches)
+
+  return loop.train(
+      model,
+      pipeline.train_batches(config.data),
+      config,
+      evaluate=evaluate,
+      checkpoint_step=checkpoint_step,
+  )
+
+
+def _first_step(config: Config, checkpoint_step: int | None) -> int:
+  """Returns the step that training will go on from."""
+  if checkpoint_step is not None:
+    return checkpoint_step
+  return max(checkpoint_lib.Checkpoints(config).steps(), default=0)
+
+
+def _baselines(config: Config) -> dict[str, float]:
+  heldout = pipeline.heldout_text(config.data)
+  return text_baselines.baselines(pipeline.train_text(config.data), heldout)
+
+
+def _evaluate(config: Config, params: PyTree) -> dict[str, float]:
+  return language.evaluate(
+      models.language_model(config.model),
+      params,
+      _for_seconds(pipeline.heldout_batches(config.data), _EVALUATION_SECONDS),
+  )
+
+
+def _for_seconds(items: Iterable, seconds: float) -> Iterator:
+  """Yields items until time is up; the first, which compiles, is free."""
+  start = None
+  for item in items:
+    if start is not None and time.monotonic() - start > seconds:
+      return
+    yield item
+    start = start or time.monotonic()
+
+
+def _second_reading(
+    config: Config, params: PyTree, heldout: bytes
+) -> dict[str, Any] | None:
+  """Returns the second reading with memory on and off, where that applies."""
+  tokenizer = tokenizer_lib.load_tokenizer(config.data)
+  encoded = tokenizer.encode(heldout)
+  passages = second_reading.choose(
+      np.asarray(encoded.ids), np.asarray(encoded.num_bytes)
+  )
+  if passages is None:
+    return None
+  configs = {'on': config.model, 'off': None}
+  # Only these have memories that are written by a rule of their own.
+  if config.model.architecture in ('hope', 'titans'):
+    configs['off'] = second_reading.memory_off(config.model)
+  return {
+      name: model
+      and second_reading.second_reading(
+          models.language_model(model), params, passages, bos=tokenizer.bos
+      )
+      for name, model in configs.items()
+  }
+
+
+def _sample(config: Config, params: PyTree) -> dict[str, Any]:
+  session = session_lib.Session(
+      models.language_model(config.model),
+      params,
+      tokenizer_lib.load_tokenizer(config.data),
+  )
+  session.feed(_PROMPT)
+  text = session.generate(_SAMPLE_TOKENS, temperature=_TEMPERATURE)
+  return {'prompt': _PROMPT, 'text': text}
+
+
+def _bytes_per_step(logged: list[Mapping[str, float]]) -> float:
+  """Returns the mean text of a batch: padding is no text."""
+  sizes = [
+      r['tokens'] * r['loss'] / (r['bits_per_byte'] * math.log(2))
+      for r in logged
+      if r['bits_per_byte']
+  ]
+  return float(np.mean(sizes)) if sizes else 0.0
+
+
+def _curve(
+    history: list[Mapping[str, Any]], bytes_per_step: float
+) -> list[dict[str, Any]]:
+  return [
+      {
+          'split': record['split'],
+          'step': record['step'],
+          'bytes': record['step'] * bytes_per_step,
+          'bits_per_byte': record['bits_per_byte'],
+      }
+      for record in history
+  ]
+
+
+def _levels(config: Config, opt_state: PyTree) -> list[dict[str, Any]]:
+  """Returns name, period and updates of each level of the outer optimizer."""
+  periods = {'base': 1}
+  for i, period in enumerate(loop.level_periods(config)):
+    periods[f'level_{i}'] = period
+  counts = frequency.update_counts(opt_state)
+  return [
+      {'name': name, 'period': period, 'updates': int(counts[name])}
+      for name, period in periods.items()
+      if name in counts
+  ]
+
+
+def _machine() -> dict[str, str]:
+  """Returns what the numbers depend on besides the configuration."""
+  device = jax.devices()[0]
+  name = f'{jax.device_count()} x {device.device_kind}'
+  if device.platform == 'cpu':
+    cores = len(os.sched_getaffinity(0)) if hasattr(
+        os, 'sched_getaffinity'
+    ) else os.cpu_count()
+    name = f'{cores} CPU cores'
+  facts = {
+      'device': name,
+      'processor': _processor(),
+      'system': platform.platform(),
+      'python': platform.python_version(),
+  }
+  for library in ('jax', 'jaxlib', 'flax', 'optax', 'hope_jax'):
+    try:
+      facts[library] = importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  commit = _commit()
+  return facts | {'commit': commit} if commit else facts
+
+
+def _processor() -> str:
+  try:
+    with open('/proc/cpuinfo', encoding='utf-8') as file:
+      for line in file:
+        if line.startswith('model name'):
+          return line.partition(':')[2].strip()
+  except OSError:
+    pass
+  return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+  """Returns the commit of the code that runs, '+' for changes; '' unknown."""
+  root = pathlib.Path(__file__).resolve().parents[1]
+  # An installed copy may lie inside a repository of something else.
+  if not (root / '.git').exists():
+    return ''
+  command = ['git', '-C', str(root), 'describe', '--always', '--dirty=+']
+  try:
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+  except (OSError, subprocess.CalledProcessError):
+    return ''
+  return found.stdout.strip()
+
+
+def _write(workdir: str, name: str, text: str) -> pathlib.Path:
+  path = pathlib.Path(workdir, name).resolve()
+  try:
+    path.write_text(text, encoding='utf-8')
+  except OSError as error:
+    raise ConfigError(
+        f'the report could not be written to {str(path)!r}: {error.strerror}'
+    ) from error
+  return path
