@@ -11,7 +11,8 @@ import ml_collections
 
 
 def get_config(form: str = 'five_minutes') -> ml_collections.ConfigDict:
-  steps, seconds = {'five_minutes': (300, 200.0), 'hour': (5000, 3400.0)}[form]
+  if form not in ('five_minutes', 'hour'):
+    raise ValueError(f"the form is 'five_minutes' or 'hour'; got {form!r}")
   short = form == 'five_minutes'
   return ml_collections.ConfigDict({
       'workdir': 'runs/quickstart' if short else f'runs/quickstart_{form}',
@@ -37,8 +38,8 @@ def get_config(form: str = 'five_minutes') -> ml_collections.ConfigDict:
           'weight_decay': 0.05,
       },
       'train': {
-          'steps': steps,
-          'max_seconds': seconds,
+          'steps': 300 if short else 5000,
+          'max_seconds': 200.0 if short else 3400.0,
           'log_every': 10,
           'eval_every': 100 if short else 250,
           'eval_batches': 8,

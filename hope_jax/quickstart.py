@@ -12,6 +12,7 @@ safety net, and the report says so when it was needed.
 
 from collections.abc import Iterable, Iterator, Mapping
 import concurrent.futures
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -79,7 +80,6 @@ def run(
     # Counting and compressing take a few seconds; so does compiling.
     baselines = background.submit(_baselines, config)
     result = _train(config, checkpoint_step)
-    training_seconds = time.monotonic() - clock
     baselines = baselines.result()
   step, params = int(result.state.step), result.state.params
   logged = [r for r in result.history if r['split'] == 'train']
@@ -97,10 +97,15 @@ def run(
 
   print('measuring ...', file=sys.stderr, flush=True)
   heldout = pipeline.heldout_text(config.data)
+  seconds = {'training': time.monotonic() - clock}
   with jax.set_mesh(sharding.make_mesh(config.mesh)):
-    measured = _evaluate(config, params)
-    reading = _second_reading(config, params, heldout)
-    sample = _sample(config, params)
+    with _timed(seconds, 'held-out text'):
+      measured = _evaluate(config, params)
+    with _timed(seconds, 'second reading'):
+      reading = _second_reading(config, params, heldout)
+    with _timed(seconds, 'sample'):
+      sample = _sample(config, params)
+  seconds['total'] = time.monotonic() - clock
   results = {
       'heldout': {
           'bits_per_byte': measured['bits_per_byte'],
@@ -120,14 +125,19 @@ def run(
       },
       'machine': _machine(),
       'config': config_lib.to_dict(config),
-      'seconds': {
-          'training': training_seconds, 'total': time.monotonic() - clock,
-      },
+      'seconds': seconds,
   }
   _write(config.workdir, 'report.json', json.dumps(results, indent=2) + '\n')
   path = _write(config.workdir, 'report.html', page.as_html(results))
   print(f'{report.as_text(results)}\n\nWith pictures: {path.as_uri()}')
   return results
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+  start = time.monotonic()
+  yield
+  seconds[name] = time.monotonic() - start
 
 
 def _train(config: Config, checkpoint_step: int | None) -> loop.Result:

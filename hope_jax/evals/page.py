@@ -266,7 +266,8 @@ def _panel(title: str, found: Any, y_range: tuple[float, float]) -> str:
 def _sample(sample: Any) -> str:
   return (
       '<h2>A sample</h2><p class="soft">The prompt is in bold.</p>'
-      f'<pre><b>{_safe(sample["prompt"])}</b>{_safe(sample["text"])}</pre>'
+      f'<pre><b>{_safe(sample["prompt"])}</b>'
+      f'{_safe(report.printable(sample["text"]))}</pre>'
   )
 
 

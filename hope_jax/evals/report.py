@@ -49,7 +49,7 @@ def as_text(results: Results) -> str:
   if results['stability']:
     parts.append(_table(stability_rows(results)))
   sample = results['sample']
-  lines = (sample['prompt'] + sample['text']).splitlines()[:12]
+  lines = printable(sample['prompt'] + sample['text']).splitlines()[:12]
   parts.append('\n  | '.join(['A sample:', *(line[:76] for line in lines)]))
   return '\n\n'.join(parts)
 
@@ -62,7 +62,7 @@ def headline(results: Results) -> str:
       f'{training["architecture"]}, {training["parameters"]:,} parameters:'
       f' {training["step"]} of {training["steps"]} steps,'
       f' {training["bytes"]:,.0f} bytes read.'
-      f' Training took {duration(seconds["training"])}, all'
+      f' Training took {duration(seconds["training"])}, everything together'
       f' {duration(seconds["total"])}.'
   )
   if training['from_step']:
@@ -177,7 +177,14 @@ def _compare(found: Mapping[str, Any], name: str) -> str:
 
 def with_error(value: Mapping[str, float]) -> str:
   """Returns a mean and its standard error."""
-  return f'{value["mean"]:+.3f} ± {value["error"]:.3f}'
+  # Adding zero turns -0.0 into 0.0.
+  return f'{round(value["mean"], 3) + 0.0:+.3f} ± {value["error"]:.3f}'
+
+
+def printable(text: str) -> str:
+  """Returns a text without characters that would command a terminal."""
+  keep = lambda c: c.isprintable() or c in '\n\t'
+  return ''.join(c if keep(c) else '\ufffd' for c in text)
 
 
 def duration(seconds: float) -> str:

@@ -150,6 +150,15 @@ def test_less_to_report():
     assert 'Time was up' in ' '.join(text.split())
 
 
+@pytest.mark.parametrize('render', [report.as_text, page.as_html])
+def test_a_sample_cannot_command_the_terminal(render):
+  """If it fails, an untrained model can clear the screen of its reader."""
+  sample = {'prompt': 'a', 'text': '\x1b[2J\x07\x85b'}
+  text = render(RESULTS | {'sample': sample})
+  assert '\x1b' not in text
+  assert '\ufffd[2J\ufffd\ufffdb' in text
+
+
 def test_round_ticks():
   """If it fails, axes are labelled with odd numbers, or not at all."""
   assert charts.round_ticks(0, 10) == [0, 2, 4, 6, 8, 10]
