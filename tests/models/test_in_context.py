@@ -1,0 +1,122 @@
+"""The in-context regime around a language model."""
+
+import dataclasses
+
+from flax.core import meta
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hope_jax.config import ContinuumConfig, ModelConfig
+from hope_jax.models.factory import language_model
+
+CONFIG = ModelConfig(
+    architecture='hope_attention',
+    dim=8,
+    layers=1,
+    heads=2,
+    attention_window=32,
+    remat='none',
+    continuum=ContinuumConfig(
+        periods=(4, 8),
+        learning_rates=(0.5, 0.3),
+        regime='in_context',
+        variant='nested',
+    ),
+)
+TOKENS = jax.random.randint(jax.random.key(1), (2, 18), 0, 256)
+
+
+@pytest.fixture(scope='module')
+def hope():
+  """The model, its parameters, and `apply` compiled for whole calls."""
+  model = language_model(CONFIG)
+  params = meta.unbox(model.init(jax.random.key(0), TOKENS)['params'])
+  return model, params, jax.jit(
+      lambda tokens, ids=None: model.apply(
+          {'params': params}, tokens, segment_ids=ids
+      )
+  )
+
+
+def test_it_learns_after_the_first_chunk(hope):
+  """If this fails, fast weights never move, or move before they may."""
+  model, params, apply = hope
+  plain, _ = model.inner.apply({'params': params}, TOKENS)
+  logits, state = apply(TOKENS)
+  gap = np.abs(logits - plain).max(axis=(0, 2))
+  assert gap[:4].max() < 1e-5
+  assert gap[4:].max() > 1e-2
+  assert int(state.fill) == 2
+
+
+@pytest.mark.parametrize('cut', [3, 4, 13])
+def test_pieces_are_the_whole(hope, cut):
+  """If this fails, a text in pieces is not the text."""
+  model, params, apply = hope
+  whole, end = apply(TOKENS)
+  first, state = apply(TOKENS[:, :cut])
+  second, last = model.apply({'params': params}, TOKENS[:, cut:], state)
+  both = np.concatenate([first, second], axis=1)
+  np.testing.assert_allclose(both, whole, atol=1e-5)
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+      last.fast, end.fast,
+  )
+
+
+def test_a_compiled_loop_goes_on_token_by_token(hope):
+  """If this fails, decoding does not continue what prefill began."""
+  model, params, apply = hope
+  whole, _ = apply(TOKENS)
+  _, state = apply(TOKENS[:, :7])
+  rest, _ = jax.jit(lambda t, s: model.apply({'params': params}, t, s))(
+      TOKENS[:, 7:], state
+  )
+  np.testing.assert_allclose(rest, whole[:, 7:], atol=1e-5)
+
+
+def test_causal_bit_for_bit(hope):
+  """If this fails, a prediction knows the future."""
+  _, _, apply = hope
+  before, _ = apply(TOKENS)
+  after, _ = apply(TOKENS.at[:, 11].add(1))
+  np.testing.assert_array_equal(before[:, :11], after[:, :11])
+
+
+def test_documents_are_apart(hope):
+  """If this fails, a document's fast weights reach the next, or start late."""
+  _, _, apply = hope
+  ids = jnp.asarray([[1] * 8 + [2] * 10] * 2)
+  packed, _ = apply(TOKENS, ids)
+  alone, _ = apply(TOKENS[:, 8:])
+  np.testing.assert_allclose(packed[:, 8:], alone, atol=1e-5)
+  astray = jnp.asarray([[1] * 7 + [2] * 11, [1] * 18])
+  logits, _ = apply(TOKENS, astray)
+  assert np.isnan(logits[0]).any() and not np.isnan(logits[1]).any()
+
+
+def test_rows_are_independent(hope):
+  """If this fails, fast weights are shared across the batch."""
+  _, _, apply = hope
+  both, _ = apply(TOKENS)
+  one, _ = apply(TOKENS.at[1].set(0))
+  np.testing.assert_array_equal(both[0], one[0])
+
+
+@pytest.mark.parametrize('outer', ['exact', 'first_order'])
+def test_initial_states_learn(hope, outer):
+  """If this fails, no outer gradient reaches a level's initial state."""
+  _, params, _ = hope
+  levels = dataclasses.replace(CONFIG.continuum, outer_gradient=outer)
+  model = language_model(dataclasses.replace(CONFIG, continuum=levels))
+
+  @jax.jit
+  @jax.grad
+  def gradient(params):
+    logits, _ = model.apply({'params': params}, TOKENS)
+    return jnp.mean(logits[..., 0] ** 2)
+
+  for leaf in jax.tree.leaves(gradient(params)['layers']['continuum']):
+    assert np.all(np.isfinite(leaf)) and np.any(leaf != 0)
