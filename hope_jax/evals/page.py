@@ -40,6 +40,7 @@ p { margin: .3rem 0 1rem; }
 .tile span { color: var(--soft); font-size: .87rem; display: block;
   line-height: 1.4; }
 figure { margin: 1rem 0; }
+figcaption { margin-top: .7rem; }
 svg { width: 100%; height: auto; display: block; font: 13px system-ui,
   -apple-system, "Segoe UI", Roboto, sans-serif; fill: var(--ink); }
 .pair { display: grid; gap: 1rem;
@@ -70,8 +71,8 @@ th, td { text-align: right; padding: .28rem .5rem; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 pre { background: var(--card); border-radius: .6rem; padding: 1rem;
-  overflow-x: auto; font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas,
-  monospace; }
+  white-space: pre-wrap; overflow-wrap: anywhere;
+  font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 pre b { color: var(--c0); }
 summary { cursor: pointer; }
 """
@@ -83,7 +84,7 @@ def as_html(results: report.Results) -> str:
   Args:
     results: as described in `report`.
   """
-  name = results['training']['architecture'].replace('_', ' ').capitalize()
+  name = report.model_name(results)
   parts = [
       f'<h1>What {_safe(name)} learned</h1>',
       f'<p class="soft">{_safe(report.headline(results))}</p>',
@@ -123,7 +124,8 @@ def _tiles(results: report.Results) -> str:
     i = len(on['distances']) // 2
     gain = on['reset - carried'][i]
     tiles.append((
-        f'{gain["mean"]:+.2f}'.replace('-', '\u2212'),
+        # Adding zero turns -0.0 into 0.0; a minus as wide as the plus.
+        f'{round(gain["mean"], 2) + 0.0:+.2f}'.replace('-', '\u2212'),
         'bits per byte saved by the memory at a second reading,'
         f' {on["distances"][i]:,} other bytes later (± {gain["error"]:.2f})',
     ))
@@ -216,17 +218,28 @@ def _reading(reading: Any) -> str:
       ' Carried: its second, the memory handed on. Reset: its second, the'
       ' memory made fresh before it. Control: after the same other bytes, the'
       ' passage never read. The panels have one scale, at different heights.'
-      ' Bars are standard errors over passages; differences are paired by'
-      ' passage, and called clear beyond two standard errors.</p>'
+      ' Bars are standard errors of differences, paired by passage: at carried'
+      ' of that from reset, at control of that from carried. A difference is'
+      ' called clear beyond two of them.</p>'
       f'{_table(rows)}'
   )
 
 
+# The paired difference whose error a case shows: passages differ among
+# themselves far more than one passage's readings do.
+_ERRORS = {'carried': 'reset - carried', 'control': 'control - carried'}
+
+
+def _errors(found: Any, case: str) -> list[float]:
+  if case not in _ERRORS:
+    return []
+  return [difference['error'] for difference in found[_ERRORS[case]]]
+
+
 def _range(found: Any) -> tuple[float, float]:
-  every = [v for case in report.CASES for v in found[case]]
-  low = min(v['mean'] - v['error'] for v in every)
-  high = max(v['mean'] + v['error'] for v in every)
-  return low - 0.05, high + 0.05
+  every = [value['mean'] for case in report.CASES for value in found[case]]
+  bar = max(max(_errors(found, case)) for case in _ERRORS)
+  return min(every) - bar - 0.05, max(every) + bar + 0.05
 
 
 def _panel(title: str, found: Any, y_range: tuple[float, float]) -> str:
@@ -244,8 +257,7 @@ def _panel(title: str, found: Any, y_range: tuple[float, float]) -> str:
           name,
           style,
           [(i, value['mean']) for i, value in enumerate(found[case])],
-          # First and reset are one number; a bar on each would hide the rest.
-          [v['error'] for v in found[case]] if style in ('s0', 's1') else (),
+          _errors(found, case),
           style != 'thin',
       )
       for name, style, case in cases

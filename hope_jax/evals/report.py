@@ -54,12 +54,17 @@ def as_text(results: Results) -> str:
   return '\n\n'.join(parts)
 
 
+def model_name(results: Results) -> str:
+  """Returns the architecture as a name: 'Hope attention'."""
+  return results['training']['architecture'].replace('_', ' ').capitalize()
+
+
 def headline(results: Results) -> str:
   """Returns what was trained, on how much, for how long."""
   training = results['training']
   seconds = results['seconds']
   words = (
-      f'{training["architecture"]}, {training["parameters"]:,} parameters:'
+      f'{model_name(results)}, {training["parameters"]:,} parameters:'
       f' {training["step"]} of {training["steps"]} steps,'
       f' {training["bytes"]:,.0f} bytes read.'
       f' Training took {duration(seconds["training"])}, everything together'
@@ -77,7 +82,7 @@ def headline(results: Results) -> str:
 
 def heldout_rows(results: Results) -> list[tuple[str, ...]]:
   """Returns names and held-out bits per byte, the run's own first."""
-  own = results['training']['architecture'], results['heldout']['bits_per_byte']
+  own = model_name(results), results['heldout']['bits_per_byte']
   rows = [own, *results['baselines'].items()]
   return [
       ('held-out text', 'bits per byte'),
