@@ -1,4 +1,4 @@
-"""One chunk, with all that `chunk_step` can do, against a token-serial oracle."""
+"""One chunk, in all that `chunk_step` can do, against a serial oracle."""
 
 import itertools
 
