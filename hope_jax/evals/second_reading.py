@@ -27,7 +27,7 @@ from hope_jax.config import ModelConfig
 from hope_jax.train import step as step_lib
 from hope_jax.types import Array, PyTree
 
-DISTANCES = (0, 256, 1024, 4096)
+DISTANCES = (0, 256, 1024)
 
 
 class Passages(NamedTuple):
