@@ -36,11 +36,11 @@ def get_config(form: str = 'five_minutes') -> ml_collections.ConfigDict:
           'weight_decay': 0.05,
       },
       'train': {
-          'steps': 200 if short else 3600,
-          'max_seconds': 210.0 if short else 0.0,
+          'steps': 170 if short else 3600,
+          'max_seconds': 230.0 if short else 0.0,
           'log_every': 10,
-          'eval_every': 100 if short else 400,
+          'eval_every': 85 if short else 400,
           'eval_batches': 8,
-          'checkpoint_every': 100 if short else 200,
+          'checkpoint_every': 85 if short else 200,
       },
   })
