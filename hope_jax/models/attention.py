@@ -64,7 +64,9 @@ class Attention(nn.Module):
     k = rotate(k, position, config.rope_base)
 
     # Documents are told apart by a running number; -1 is no token.
-    last = 0 if state is None else jnp.max(state['document'], axis=1)[:, None]
+    last = 0
+    if state is not None:  # at least 0: a cache of padding is no document
+      last = jnp.maximum(jnp.max(state['document'], axis=1), 0)[:, None]
     document = jnp.broadcast_to(last, (batch, length)).astype(jnp.int32)
     if packing.starts is not None:
       document = document + jnp.cumsum(packing.starts, axis=1)

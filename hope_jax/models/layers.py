@@ -103,7 +103,11 @@ class CausalConv(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: Array, tail: Array | None, position: Array | None
+      self,
+      x: Array,
+      tail: Array | None,
+      position: Array | None,
+      present: Array | None = None,
   ) -> tuple[Array, Array]:
     """Convolves a piece of a stream.
 
@@ -112,6 +116,8 @@ class CausalConv(nn.Module):
       tail: the inputs before the first token, [B, width - 1, D]; None: zeros.
       position: [B, T] tokens since the document's start; None: the row is one
         document and `tail` is what came before it.
+      present: [B, T] bool, false at padding, which the new tail leaves out;
+        None: all.
 
     Returns:
       [B, T, D] and the new tail.
@@ -130,7 +136,12 @@ class CausalConv(nn.Module):
       if position is not None and i > 0:
         tap = jnp.where((position >= i)[..., None], tap, 0)
       y = y + kernel[i].astype(x.dtype) * tap
-    return y, full[:, length:]
+    if present is None:
+      return y, full[:, length:]
+    kept = jnp.pad(present, ((0, 0), (width - 1, 0)), constant_values=True)
+    index = jnp.where(kept, jnp.arange(width - 1 + length), -1)
+    latest = jnp.flip(jax.lax.top_k(index, width - 1)[0], axis=1)
+    return y, jnp.take_along_axis(full, latest[..., None], axis=1)
 
 
 class Mlp(nn.Module):

@@ -40,8 +40,9 @@ class LanguageModel(nn.Module):
       tokens: [B, T] int, ids below `vocab_size`.
       state: what an earlier call returned; None is a fresh start.
       segment_ids: [B, T] int; every memory restarts where the id changes; 0
-        marks padding, which no memory sees. None: the rows are of one document
-        each.
+        marks padding, which no memory sees (a window of attention counts it).
+        Inside a document padding may only end a call. None: the rows are of
+        one document each.
 
     Returns:
       Logits [B, T, E] float32, and the state after the last token.

@@ -101,7 +101,7 @@ class SelfModifyingTitans(nn.Module):
     def convolve(x: Array, init) -> Array:
       tail = None if state is None else state['tail']
       conv = CausalConv(config.conv_width, init, name='conv')
-      x, new_state['tail'] = conv(x, tail, packing.position)
+      x, new_state['tail'] = conv(x, tail, packing.position, packing.present)
       return nn.silu(x)
 
     names = ('q', 'k', 'v')
