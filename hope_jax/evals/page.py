@@ -130,10 +130,12 @@ def _tiles(results: report.Results) -> str:
         f' {on["distances"][i]:,} other bytes later (± {gain["error"]:.2f})',
     ))
   training = results['training']
+  took = ''
+  if not training['from_step']:  # else only a part of the run was timed
+    took = f' in {report.duration(results["seconds"]["training"])}'
   tiles.append((
       charts.shorten(training['bytes']) + 'B',
-      f'of text read in {report.duration(results["seconds"]["training"])}'
-      f' on {results["machine"]["device"]}',
+      f'of text read{took} on {results["machine"]["device"]}',
   ))
   boxes = ''.join(
       f'<div class="tile"><b>{_safe(b)}</b><span>{_safe(text)}</span></div>'
