@@ -125,12 +125,21 @@ def assert_state(state, expected, atol=1e-11):
   np.testing.assert_array_equal(state.phase, expected[-1])
 
 
-@pytest.mark.parametrize(
-    'variant,kind',
-    # What the form of the memory cannot change is tried with one form.
-    [(v, 'matrix') for v in VARIANTS if not v.endswith('put_layer')]
-    + [(v, 'mlp') for v in VARIANTS if v not in ('chunk_1', 'static_k', 'raw')],
-)
+def forms():
+  """Variants with either memory; what its form hardly changes is slow."""
+  core = (
+      'default', 'l2', 'gradient_descent', 'input_layer', 'output_layer',
+      'adaptive_q', 'slow_boundary', 'titans',
+  )
+  for variant in VARIANTS:
+    for kind in ('matrix', 'mlp'):
+      slow = kind == 'mlp' and variant not in core
+      yield pytest.param(
+          variant, kind, marks=pytest.mark.slow if slow else ()
+      )
+
+
+@pytest.mark.parametrize('variant,kind', forms())
 def test_layer_is_the_token_serial_layer(x64, variant, kind):
   """If this fails, the layer is not the equations in its docstring."""
   params, x = make_params(kind), make_streams()
@@ -175,7 +184,7 @@ def packing(name):
     [
         ('default', 'mlp'),
         ('slow_boundary', 'matrix'),
-        ('fast_projections', 'mlp'),
+        pytest.param('fast_projections', 'mlp', marks=pytest.mark.slow),
     ],
 )
 def test_packing_is_the_oracles(x64, variant, kind, name):
@@ -223,7 +232,7 @@ def test_the_oracle_packs_what_it_gives_alone():
 
 
 @pytest.mark.parametrize(
-    'variant,kind', [('default', 'mlp'), ('slow_projections', 'matrix')]
+    'variant,kind', [('default', 'matrix'), ('slow_projections', 'matrix')]
 )
 def test_aligned_grid_is_the_same_where_it_may_be_used(x64, variant, kind):
   """If this fails, grid='aligned' is another model, not a faster one."""
@@ -293,10 +302,12 @@ def test_a_cut_inside_packed_documents_continues_them(x64):
   assert_state(state, expected_state)
 
 
-@pytest.mark.parametrize('read', ['causal', 'boundary'])
-def test_the_future_does_not_reach_the_past(read):
+@pytest.mark.parametrize(
+    'read,kind', [('causal', 'mlp'), ('boundary', 'matrix')]
+)
+def test_the_future_does_not_reach_the_past(read, kind):
   """If this fails, the layer sees what it should predict. Bit for bit."""
-  params, x = make_params('mlp'), make_streams()
+  params, x = make_params(kind), make_streams()
   starts, _ = packing('documents')
   before, _, _ = run_packed(params, x, starts, read=read)
   for t in (1, 4, 11, T - 1):
@@ -330,10 +341,9 @@ def test_rows_and_heads_are_independent():
   )
 
 
-@pytest.mark.parametrize('kind', ['matrix', 'mlp'])
-def test_without_learning_the_layer_is_its_initial_memories(x64, kind):
+def test_without_learning_the_layer_is_its_initial_memories(x64):
   """eta = 0 and alpha = 1 leave static projections; else a write leaks."""
-  params, x = dict(make_params(kind)), make_streams()
+  params, x = dict(make_params('matrix')), make_streams()
   params['bias_eta'] = np.full(H, -80.0)
   o, state, _ = run(
       params, x, retention=False, adaptive=('k', 'v', 'eta')
