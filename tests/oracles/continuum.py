@@ -1,7 +1,8 @@
 """Fast weights of a Continuum Memory System, in NumPy, straight from Eq. 70-74.
 
-Levels f_l(x) = tanh(x a_l) b_l, fastest first; the task's loss is
-1/2 sum |y - target|^2. Gradients are written out by hand. Nothing of hope_jax is imported.
+Levels f_l(x) = tanh(x a_l) b_l, fastest first; the loss of the task is
+1/2 sum |y - target|^2. Gradients are written out by hand. Nothing of hope_jax
+is imported.
 """
 
 import copy
