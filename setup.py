@@ -25,7 +25,6 @@ setuptools.setup(
         'flax>=0.12',
         'grain>=0.2.16',
         'jax>=0.10.2',
-        'matplotlib',
         'ml-collections',
         'numpy',
         'optax>=0.2.6',

@@ -217,8 +217,11 @@ class ModelConfig:
   tie_embeddings: bool = False
   # Dtype of matrix products; parameters and states stay float32.
   dtype: Literal['float32', 'bfloat16'] = 'float32'
-  # 'block': keep only each block's input for the backward pass.
-  remat: Literal['none', 'block'] = 'block'
+  # What the backward pass computes anew: nothing but groups of the scan over
+  # tokens ('none'); each part of a block, so that its streams and a few memory
+  # states stay ('parts'); the whole block, so that its input alone stays, at
+  # the price of one more forward pass through the memories ('block').
+  remat: Literal['none', 'parts', 'block'] = 'block'
 
   def __post_init__(self):
     _positive(

@@ -10,6 +10,8 @@ from hope_jax.models.packing import Packing
 from hope_jax.sharding import constrain
 from hope_jax.types import Array, PyTree
 
+BLOCK = 256  # queries
+
 
 def rotate(x: Array, position: Array, base: float) -> Array:
   """Rotary embedding of x [B, T, H, K] at positions [B, T] or [T]."""
@@ -20,6 +22,68 @@ def rotate(x: Array, position: Array, base: float) -> Array:
   a, b = x[..., :half], x[..., half : 2 * half]
   parts = (a * cos - b * sin, a * sin + b * cos, x[..., 2 * half :])
   return jnp.concatenate(parts, axis=-1).astype(x.dtype)
+
+
+def attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    document: Array,
+    seen: Array | None,
+    window: int,
+) -> Array:
+  """Softmax attention of each query to the last `window` keys of its document.
+
+  Queries go in blocks, each rematerialised, so that memory grows with T and not
+  with T^2, and beyond the window so does time.
+
+  Args:
+    q: [B, T, H, K]; the queries of the last T keys.
+    k: [B, S, H, K], S >= T.
+    v: [B, S, H, K].
+    document: [B, T], the document of each query.
+    seen: [B, S], the document of each key; None: one document in each row.
+    window: keys a query sees, its own among them.
+
+  Returns:
+    [B, T, H, K].
+  """
+  length, before = q.shape[1], k.shape[1] - q.shape[1]
+  block = min(BLOCK, length)
+  count = -(-length // block)
+  missing = count * block - length
+  reach = min(before + count * block, window - 1 + block)
+
+  def pad(x):
+    return jnp.pad(x, ((0, 0), (0, missing)) + ((0, 0),) * (x.ndim - 2))
+
+  keys = [None if x is None else pad(x) for x in (k, v, seen)]
+
+  def step(_, xs):
+    """xs: index of the block, its queries [B, C, H, K] and documents [B, C]."""
+    i, q, document = xs
+    first = before + i * block  # key of the first query
+    start = jnp.clip(first + block - reach, 0)
+    k, v, seen = (
+        None if x is None else jax.lax.dynamic_slice_in_dim(x, start, reach, 1)
+        for x in keys
+    )
+    distance = (first - start) + jnp.arange(block)[:, None] - jnp.arange(reach)
+    mask = ((distance >= 0) & (distance < window))[None]
+    if seen is not None:
+      mask = mask & (document[:, :, None] == seen[:, None, :])
+      # A padded query sees itself, so that its softmax is not empty.
+      mask = mask | (distance == 0)
+    return None, jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+
+  def blocks(x):
+    x = pad(x).reshape(x.shape[0], count, block, *x.shape[2:])
+    return jnp.moveaxis(x, 1, 0)
+
+  xs = jnp.arange(count), blocks(q), blocks(document)
+  _, o = jax.lax.scan(jax.checkpoint(step), None, xs)
+  o = jnp.moveaxis(o, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])
+  return o[:, :length]
 
 
 class Attention(nn.Module):
@@ -78,15 +142,8 @@ class Attention(nn.Module):
       v = jnp.concatenate([state['v'], v], axis=1)
       seen = jnp.concatenate([state['document'], seen], axis=1)
 
-    distance = (
-        jnp.arange(length)[:, None] + k.shape[1] - length
-    ) - jnp.arange(k.shape[1])
-    mask = ((distance >= 0) & (distance < window))[None]
-    if state is not None or packing.starts is not None:
-      mask = mask & (document[:, :, None] == seen[:, None, :])
-      # A padded query sees itself, so that its softmax is not empty.
-      mask = mask | (distance == 0)
-    o = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+    packed = state is not None or packing.starts is not None
+    o = attend(q, k, v, document, seen if packed else None, window)
     missing = window - k.shape[1]
     if missing > 0:
       pad = ((0, 0), (missing, 0), (0, 0), (0, 0))

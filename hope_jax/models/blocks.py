@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from hope_jax.config import ModelConfig
 from hope_jax.models.attention import Attention
-from hope_jax.models.layers import Mlp, Norm, partitioned
+from hope_jax.models.layers import Mlp, Norm, partitioned, rematerialized
 from hope_jax.models.mixers import SelfModifyingTitans
 from hope_jax.models.packing import Packing
 from hope_jax.nested import continuum
@@ -38,9 +38,8 @@ class Continuum(nn.Module):
     count = len(config.continuum.periods)
     hidden = round(config.mlp_expansion * config.dim / count)
     hidden = max(8, hidden // 8 * 8)
-    levels = [
-        Level(hidden, config, name=f'level_{i}') for i in range(count)
-    ]
+    level = rematerialized(Level, config)
+    levels = [level(hidden, config, name=f'level_{i}') for i in range(count)]
     weights = None
     if config.continuum.variant == 'independent':
       weights = self.param(
@@ -109,7 +108,7 @@ class Block(nn.Module):
       return Continuum(config, name='continuum')(x), state
     # SwiGLU has three matrices where an MLP has two: equal parameters.
     hidden = round(config.mlp_expansion * config.dim * 2 / 3 / 8) * 8
-    mlp = Mlp(
+    mlp = rematerialized(Mlp, config)(
         max(8, hidden),
         jnp.dtype(config.dtype),
         gated=True,

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from hope_jax.config import ModelConfig
 from hope_jax.nested.memory import init as init_memory
 from hope_jax.types import Array
 
@@ -14,6 +15,15 @@ from hope_jax.types import Array
 def partitioned(init, *names: str | None):
   """An initialiser whose parameter carries logical axis names."""
   return nn.with_logical_partitioning(init, names)
+
+
+def rematerialized(part: Any, config: ModelConfig) -> Any:
+  """`part`, a module class or method; under remat='parts' computed anew."""
+  if config.remat == 'none':
+    return part
+  # Inside a rematerialised block both computations share a loop body, where the
+  # compiler would merge them again.
+  return nn.remat(part, prevent_cse=config.remat == 'block')
 
 
 class Norm(nn.Module):

@@ -18,6 +18,7 @@ from hope_jax.models.layers import (
   memory_param,
   partitioned,
   recall_tap_init,
+  rematerialized,
   tap_init,
 )
 from hope_jax.models.packing import Packing
@@ -89,44 +90,17 @@ class SelfModifyingTitans(nn.Module):
     Returns:
       [B, T, D] and the new state.
     """
-    model, config = self.config, self.config.titans
-    dtype = jnp.dtype(model.dtype)
-    heads, dim = model.heads, model.dim
-    head_dim = dim // heads
-    new_state = {}
-
-    def project(name: str, x: Array) -> Array:
-      return Dense(dim, ('embed', 'heads'), dtype, name=f'project_{name}')(x)
-
-    def convolve(x: Array, init) -> Array:
-      tail = None if state is None else state['tail']
-      conv = CausalConv(config.conv_width, init, name='conv')
-      x, new_state['tail'] = conv(x, tail, packing.position, packing.present)
-      return nn.silu(x)
-
-    names = ('q', 'k', 'v')
-    if config.input_projection == 'streams':
-      wide = jnp.concatenate([project(n, x) for n in names], axis=-1)
-    else:
-      shared = x
-      if config.input_projection == 'shared':
-        shared = project('shared', x)
-      wide = jnp.concatenate([shared] * 3, axis=-1)
-    if config.conv:
-      wide = convolve(wide, CONV_INIT[config.conv_init])
-    streams = titans.Streams(
-        *(
-            constrain(
-                y.reshape(*x.shape[:2], heads, head_dim).astype(jnp.float32),
-                *('batch', 'time', 'heads', 'head_dim'),
-            )
-            for y in jnp.split(wide, 3, axis=-1)
-        )
+    config = self.config
+    dtype = jnp.dtype(config.dtype)
+    options = titans_options(
+        config.titans, 'bf16' if dtype == jnp.bfloat16 else 'float32'
     )
-    precision = 'bf16' if dtype == jnp.bfloat16 else 'float32'
-    options = titans_options(config, precision)
+    tail = None if state is None else state['tail']
+    streams, new_tail = rematerialized(SelfModifyingTitans.streams, config)(
+        self, x, tail, packing
+    )
     o, titans_state, diagnostics = titans.layer(
-        self.initial(options, head_dim),
+        self.initial(options, config.dim // config.heads),
         streams,
         None if state is None else state['titans'],
         options=options,
@@ -134,7 +108,7 @@ class SelfModifyingTitans(nn.Module):
         present=packing.present,
     )
     # Every row and head owns its memories: split like them, never gathered.
-    new_state['titans'] = jax.tree.map(
+    titans_state = jax.tree.map(
         lambda w: constrain(w, 'batch', 'heads', 'memory', 'memory')
         if w.ndim == 4
         else w,
@@ -142,12 +116,51 @@ class SelfModifyingTitans(nn.Module):
     )
     for name, value in diagnostics.items():
       self.sow('diagnostics', name, value, reduce_fn=lambda _, b: b)
+    out = rematerialized(SelfModifyingTitans.output, config)(self, x, o)
+    return out, {'titans': titans_state, 'tail': new_tail}
+
+  def streams(
+      self, x: Array, tail: Array | None, packing: Packing
+  ) -> tuple[titans.Streams, Array | None]:
+    """x [B, T, D] -> q, k and v streams [B, T, H, K], and the new tail."""
+    model, config = self.config, self.config.titans
+    dtype = jnp.dtype(model.dtype)
+
+    def project(name: str) -> Array:
+      return Dense(
+          model.dim, ('embed', 'heads'), dtype, name=f'project_{name}'
+      )(x)
+
+    if config.input_projection == 'streams':
+      wide = jnp.concatenate([project(n) for n in ('q', 'k', 'v')], axis=-1)
+    else:
+      shared = project('shared') if config.input_projection == 'shared' else x
+      wide = jnp.concatenate([shared] * 3, axis=-1)
+    if config.conv:
+      init = CONV_INIT[config.conv_init]
+      conv = CausalConv(config.conv_width, init, name='conv')
+      wide, tail = conv(wide, tail, packing.position, packing.present)
+      wide = nn.silu(wide)
+    heads = (*x.shape[:2], model.heads, model.dim // model.heads)
+    parts = [
+        constrain(
+            y.reshape(heads).astype(jnp.float32),
+            *('batch', 'time', 'heads', 'head_dim'),
+        )
+        for y in jnp.split(wide, 3, axis=-1)
+    ]
+    return titans.Streams(*parts), tail
+
+  def output(self, x: Array, o: Array) -> Array:
+    """O(silu(x W) * Norm(o)): what the layer adds, [B, T, D]."""
+    model = self.config
+    dtype = jnp.dtype(model.dtype)
     o = Norm(None, name='norm_out')(o).reshape(x.shape).astype(dtype)
-    gate = nn.silu(Dense(dim, ('embed', 'heads'), dtype, name='gate')(x))
-    out = Dense(
-        dim, ('heads', 'embed'), dtype, (2 * model.layers) ** -0.5, name='out'
+    gate = nn.silu(Dense(model.dim, ('embed', 'heads'), dtype, name='gate')(x))
+    return Dense(
+        model.dim, ('heads', 'embed'), dtype, (2 * model.layers) ** -0.5,
+        name='out',
     )(gate * o)
-    return out, new_state
 
   def initial(self, options: titans.Options, head_dim: int) -> dict:
     """Declares the outer parameters of `nested.titans.layer`."""

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 
-from hope_jax.kernels.dgd.chunked import Momentum, Read, chunk_step, matmul
+from hope_jax.kernels.dgd.chunked import Momentum, chunk_step, matmul
 from hope_jax.nested import memory as memory_lib
 from hope_jax.nested.memory import Memory
 from hope_jax.types import Array
@@ -32,7 +32,9 @@ class Bank(NamedTuple):
   """Memories that are written with the same keys."""
 
   first: Array  # [..., K, W]: the first layers side by side
-  second: dict[str, Array]  # name -> output layer [..., F, V] of an MLP
+  # Output layers of MLPs, those of one shape as one batch: 'name' of the first
+  # memory -> [..., F, V]; 'name+name' of the others -> [..., N, F, V].
+  second: dict[str, Array]
 
 
 class Columns(NamedTuple):
@@ -55,17 +57,33 @@ def pack(
 ) -> tuple[Bank, Columns]:
   """Puts memories into a bank, in this order; `unpack` takes them out again."""
   firsts = [memories[n][memory_lib.first_layer(memories[n])] for n in names]
-  second = {n: memories[n]['w_out'] for n in names if 'w_out' in memories[n]}
+  stacks = {}
+  for name in names[1:]:
+    if 'w_out' in memories[name]:
+      stacks.setdefault(memories[name]['w_out'].shape, []).append(name)
+  second = {
+      '+'.join(stack): jnp.stack([memories[n]['w_out'] for n in stack], axis=-3)
+      for stack in stacks.values()
+  }
+  if 'w_out' in memories[names[0]]:
+    second[names[0]] = memories[names[0]]['w_out']
   columns = Columns(names, tuple(x.shape[-1] for x in firsts))
   return Bank(jnp.concatenate(firsts, axis=-1), second), columns
 
 
 def unpack(bank: Bank, columns: Columns) -> dict[str, Memory]:
   """The memories of a bank, by name."""
+  second = {}
+  for key, stack in bank.second.items():
+    names = key.split('+')
+    if key == columns.names[0]:
+      second[key] = stack
+    else:
+      second.update({n: stack[..., i, :, :] for i, n in enumerate(names)})
   memories = {}
   for name, first in columns.split(bank.first).items():
-    if name in bank.second:
-      memories[name] = {'w_in': first, 'w_out': bank.second[name]}
+    if name in second:
+      memories[name] = {'w_in': first, 'w_out': second[name]}
     else:
       memories[name] = {'w': first}
   return memories
@@ -106,7 +124,8 @@ def step(
     present: [..., C], 1; or 0 where there is no token, and then eta, log_alpha
       and log_mu are 0.
     columns: the memories of the bank.
-    shares: name -> the memory's rate as a share of eta.
+    shares: name -> the memory's rate as a share of eta; one share for all but
+      the first.
     q: queries [..., C, K] to the bank's first memory, answered by its state
       before each token's write. None: nothing is read.
     objective: 'delta' or 'l2', see `memory.write_values`.
@@ -128,15 +147,17 @@ def step(
       )
       for name in columns.names
   }
-  read: Read = 'none' if q is None else 'pre'
-
   def write(state, velocity, query, key, u, erase, groups):
+    rates, gate, there = (eta, log_alpha), log_mu, present
+    if state.ndim > eta.ndim + 1:  # a batch of memories
+      rates = [x[..., None, :] for x in rates]
+      there = there[..., None, :]
+      gate = None if gate is None else gate[..., None, :]
     if velocity is not None:
-      velocity = Momentum(velocity, log_mu, present)
+      velocity = Momentum(velocity, gate, there)
     return chunk_step(
-        state, query, key, u, eta, log_alpha, read=read if query is not None
-        else 'none', erase=erase, momentum=velocity, groups=groups,
-        precision=precision,
+        state, query, key, u, *rates, read='none' if query is None else 'pre',
+        erase=erase, momentum=velocity, groups=groups, precision=precision,
     )
 
   u = [plans[n][memory_lib.first_layer(copies[n])][1] for n in columns.names]
@@ -147,15 +168,21 @@ def step(
       jnp.concatenate(u, axis=-1), layers in decays, _merge(groups),
   )
   second, second_momentum = {}, {}
-  for name, state in bank.second.items():
-    hidden, u = plans[name]['w_out']
-    reader = name == columns.names[0] and q is not None
-    answer, second[name], second_momentum[name] = write(
-        state, None if momentum is None else momentum.second[name],
-        memory_lib.activation(o) if reader else None, unit(hidden), u,
-        layers in ('all', 'output'), ((u.shape[-1], shares[name]),),
+  for key, state in bank.second.items():
+    names = key.split('+')
+    hidden, u = zip(*(plans[n]['w_out'] for n in names))
+    if key == columns.names[0]:
+      query = None if q is None else memory_lib.activation(o)
+      hidden, u = hidden[0], u[0]
+    else:
+      query = None
+      hidden, u = jnp.stack(hidden, axis=-3), jnp.stack(u, axis=-3)
+    answer, second[key], second_momentum[key] = write(
+        state, None if momentum is None else momentum.second[key], query,
+        unit(hidden), u, layers in ('all', 'output'),
+        ((u.shape[-1], shares[names[0]]),),
     )
-    o = answer if reader else o
+    o = o if query is None else answer
   if q is not None:
     o = memory_lib.identity(q, o)
   new_momentum = None

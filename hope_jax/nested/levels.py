@@ -8,6 +8,7 @@ carried from call to call as a phase, so that a text may be cut anywhere.
 """
 
 from collections.abc import Callable
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -187,6 +188,10 @@ def scan_tiles(
 ) -> tuple[PyTree, PyTree]:
   """Runs `body` over the tiles of a grid: the one scan of a level.
 
+  The backward pass keeps one carry a group of about sqrt(N) tiles and computes
+  the rest of a group anew: memory grows with sqrt(N), and no tile runs forward
+  more than twice.
+
   Args:
     body: (carry, a tile of each input [B, C, ...], Tile) -> (carry, outputs).
     carry: what the level hands from tile to tile.
@@ -214,7 +219,21 @@ def scan_tiles(
 
     return jax.lax.cond(jnp.any(tile.valid), body, empty, carry, x, tile)
 
-  return jax.lax.scan(jax.checkpoint(step), carry, (inputs, tiles))
+  count = grid.opens.shape[1]
+  root = math.isqrt(count - 1) + 1
+  group = min(g for g in range(root, count + 1) if count % g == 0)
+  xs = jax.tree.map(
+      lambda x: x.reshape(count // group, group, *x.shape[1:]), (inputs, tiles)
+  )
+  carry, ys = jax.lax.scan(
+      # carry: the body's; xs: (inputs, Tile) of the tiles of one group.
+      jax.checkpoint(
+          lambda carry, xs: jax.lax.scan(jax.checkpoint(step), carry, xs)
+      ),
+      carry,
+      xs,
+  )
+  return carry, jax.tree.map(lambda y: y.reshape(count, *y.shape[2:]), ys)
 
 
 def to_tiles_flags(x: Array, tile: int) -> Array:

@@ -221,22 +221,21 @@ def layer(
 
   def refresh(frozen, bank, opens):
     """Copies the memories whose chunk starts with this tile."""
-    if always_open:
-      return bank
 
     def open_for(chunk):
-      return ((opens >= 0) & (opens % chunk == 0))[:, None, None, None]
+      return (opens >= 0) & (opens % chunk == 0)
 
-    main = open_for(options.chunk)
-    rest = open_for(options.projection_chunk)
-    is_main = jnp.arange(sum(columns.widths)) < columns.widths[0]
-    first = jnp.where(
-        jnp.where(is_main, main, rest), bank.first, frozen.first
-    )
+    main, rest = open_for(options.chunk), open_for(options.projection_chunk)
+    width = columns.widths[0]
+    first = [
+        levels.select(flag, bank.first[..., part], frozen.first[..., part])
+        for flag, part in ((main, slice(width)), (rest, slice(width, None)))
+    ]
     second = {
-        n: jnp.where(main if n == MAIN else rest, x, frozen.second[n])
+        n: levels.select(main if n == MAIN else rest, x, frozen.second[n])
         for n, x in bank.second.items()
     }
+    first = jnp.concatenate(first, axis=-1)
     return dgd.Bank(first, second)
 
   def body(carry, xs, tile):
@@ -245,9 +244,9 @@ def layer(
       start = (initial_bank, initial_bank, initial_momentum)
       carry = levels.select(tile.reset, start, carry)
     bank, frozen, momentum = carry
-    frozen = refresh(frozen, bank, tile.opens)
+    frozen = bank if always_open else refresh(frozen, bank, tile.opens)
     q, k, v, eta, log_alpha, log_mu = project(
-        params, frozen, columns, xs, options
+        params, frozen, columns, jax.tree.map(unit, xs), options
     )
     valid = tile.valid[:, None, :]
     eta = jnp.where(valid, eta, 0)
@@ -281,7 +280,7 @@ def layer(
     return (bank, frozen, momentum), (jnp.moveaxis(o, 1, 2), stats)
 
   def heads_first(stream):
-    return jnp.moveaxis(levels.to_tiles(unit(stream), grid), 3, 2)
+    return jnp.moveaxis(levels.to_tiles(stream, grid), 3, 2)
 
   carry = tuple(
       None if m is None else dgd.pack(m, names)[0]
