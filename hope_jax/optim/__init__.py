@@ -1,1 +1,44 @@
 """Optimizers: optax transformations, and the levels they act on."""
+
+from hope_jax.optim.dgd import delta_dot, delta_dot_general, dgd
+from hope_jax.optim.frequency import at_frequency, nested, update_counts
+from hope_jax.optim.m3 import (
+  m3,
+  multi_scale_momentum,
+  scale_by_m3,
+  scale_by_multi_scale_momentum,
+)
+from hope_jax.optim.momentum import (
+  delta_momentum,
+  feature_momentum,
+  nonlinear_momentum,
+  preconditioned_momentum,
+  scale_by_delta_momentum,
+  scale_by_feature_momentum,
+  scale_by_nonlinear_momentum,
+  scale_by_preconditioned_momentum,
+)
+from hope_jax.optim.newton_schulz import matrix_labels, orthogonalize
+
+__all__ = [
+    'at_frequency',
+    'delta_dot',
+    'delta_dot_general',
+    'delta_momentum',
+    'dgd',
+    'feature_momentum',
+    'm3',
+    'matrix_labels',
+    'multi_scale_momentum',
+    'nested',
+    'nonlinear_momentum',
+    'orthogonalize',
+    'preconditioned_momentum',
+    'scale_by_delta_momentum',
+    'scale_by_feature_momentum',
+    'scale_by_m3',
+    'scale_by_multi_scale_momentum',
+    'scale_by_nonlinear_momentum',
+    'scale_by_preconditioned_momentum',
+    'update_counts',
+]

@@ -13,7 +13,7 @@ level of period p the same as plain training with batches p times as large.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,9 +37,12 @@ def _check_period(period: int, name: str) -> None:
 
 
 def at_frequency(
-    tx: optax.GradientTransformation, period: int
+    tx: optax.GradientTransformation,
+    period: int,
+    *,
+    accumulate: Literal['mean', 'sum'] = 'mean',
 ) -> optax.GradientTransformationExtraArgs:
-  """Applies `tx` once in `period` steps, to the mean gradient of the period.
+  """Applies `tx` once in `period` steps, to the period's mean gradient.
 
   Between two updates the parameters do not move by one bit: the update is -0.0,
   the only number whose addition changes no float, not even -0.0. A
@@ -49,14 +52,21 @@ def at_frequency(
   Args:
     tx: any optax transformation.
     period: steps between two updates; 1 is `tx` itself, with counters.
+    accumulate: what `tx` sees of a period's gradients: their 'mean', which
+      keeps learning rates comparable, or their 'sum', as Eq. 71 prints it.
 
   Returns:
     A transformation with a `FrequencyState`.
 
   Raises:
-    ValueError: the period is not a positive integer.
+    ValueError: the period is not a positive integer, or `accumulate` unknown.
   """
   _check_period(period, 'period')
+  if accumulate not in ('mean', 'sum'):
+    raise ValueError(
+        f"accumulate must be 'mean' or 'sum'; got {accumulate!r}"
+    )
+  count = period if accumulate == 'mean' else 1
   tx = optax.with_extra_args_support(tx)
 
   def init(params):
@@ -82,7 +92,7 @@ def at_frequency(
 
     def move(_):
       mean = jax.tree.map(
-          lambda a, g: (a / period).astype(g.dtype), total, grads
+          lambda a, g: (a / count).astype(g.dtype), total, grads
       )
       updates, inner = tx.update(mean, state.inner, params, **extra)
       cleared = jax.tree.map(jnp.zeros_like, total)

@@ -1,0 +1,319 @@
+"""Momentum as an associative memory of gradients, and more expressive ones.
+
+Plain momentum m <- alpha m + g is gradient descent on a memory that maps the
+gradient to nothing but itself. Each rule below gives that memory something
+(arXiv 2512.24695, §4.4): a value (Eq. 46-47), the delta rule (Eq. 48-49),
+features of the gradient (Eq. 51), or a nonlinear read (Eq. 52).
+
+As everywhere in optax, m points along the gradient, and the learning rate turns
+it round; the paper writes the minus into m. Matrices are [in, out], the
+transpose of the paper's.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hope_jax.optim import newton_schulz
+from hope_jax.types import Array, PyTree
+
+
+class MomentumState(NamedTuple):
+  """State of the rules of this file."""
+
+  momentum: PyTree  # m, like the parameters, float32 or wider
+
+
+def _zeros(params: PyTree) -> PyTree:
+  return jax.tree.map(
+      lambda p: jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32)),
+      params,
+  )
+
+
+def _like(updates: PyTree, grads: PyTree) -> PyTree:
+  return jax.tree.map(lambda u, g: u.astype(g.dtype), updates, grads)
+
+
+def scale_by_delta_momentum(
+    decay: float = 0.9,
+    *,
+    delta: float = 0.5,
+    gram: Literal['vector', 'matrix'] = 'vector',
+    normalize: Literal['soft', 'unit', 'none'] = 'soft',
+) -> optax.GradientTransformation:
+  """Momentum that forgets what lies along the new gradient (NL Eq. 48-49).
+
+      m <- decay m - delta g^ <g^, m> + g        gram='vector'
+      m <- decay m - delta g^ (g^^T m) + g       gram='matrix'
+
+  One step of descent on |m g^T - P|^2 instead of <m g^T, P>. Where momentum has
+  already learned a direction it is not added once more, so that turning
+  directions are followed faster.
+
+  Not specified by the paper, which has no step size on the decay: `delta`, and
+  the length of g^. It is stable where 0 <= delta |g^|^2 <= decay, whatever the
+  gradient; hence g^ = g / (1 + |g|), which forgets more at steeper places and
+  never has length 1. 'vector' reads a leaf as one long row, so that g^T g is of
+  rank one; it costs two sums. 'matrix' takes the Gram matrix of the gradient
+  over a layer's inputs, as printed for matrices; two matrix products.
+
+  Args:
+    decay: what momentum keeps of itself.
+    delta: step size of the delta rule; 0 is plain momentum (`optax.trace`).
+    gram: see above; 'matrix' needs leaves with at least two axes and takes each
+      matrix of a stack [..., in, out] by itself.
+    normalize: 'soft' as above; 'unit', g / |g|; 'none', g itself.
+
+  Returns:
+    A transformation with a `MomentumState`.
+
+  Raises:
+    ValueError: an unknown option, or at init a leaf that is no matrix.
+  """
+  _one_of('gram', gram, ('vector', 'matrix'))
+  _one_of('normalize', normalize, ('soft', 'unit', 'none'))
+
+  def init(params):
+    if gram == 'matrix':
+      newton_schulz.require_matrices(params, "delta_momentum(gram='matrix')")
+    return MomentumState(_zeros(params))
+
+  def step(g, m):
+    g = g.astype(m.dtype)
+    axes = (-2, -1) if gram == 'matrix' else None
+    size = jnp.sqrt(jnp.sum(g * g, axis=axes, keepdims=True))
+    if normalize == 'soft':
+      scale = 1 / (1 + size)
+    elif normalize == 'unit':
+      scale = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)
+    else:
+      scale = jnp.ones_like(size)
+    if gram == 'vector':
+      erased = jnp.sum(g * m) * g
+    else:
+      erased = newton_schulz.on_whole_matrices(_project, g, m)
+    return decay * m + g - delta * scale * scale * erased
+
+  def update(grads, state, params=None):
+    del params
+    momentum = jax.tree.map(step, grads, state.momentum)
+    return _like(momentum, grads), MomentumState(momentum)
+
+  return optax.GradientTransformation(init, update)
+
+
+def _project(g: Array, m: Array) -> Array:
+  """g g^T m, by whichever product is smaller."""
+  t = jnp.swapaxes(g, -1, -2)
+  return (g @ t) @ m if g.shape[-2] <= g.shape[-1] else g @ (t @ m)
+
+
+def delta_momentum(
+    learning_rate: optax.ScalarOrSchedule,
+    decay: float = 0.9,
+    *,
+    delta: float = 0.5,
+    gram: Literal['vector', 'matrix'] = 'vector',
+    normalize: Literal['soft', 'unit', 'none'] = 'soft',
+) -> optax.GradientTransformation:
+  """SGD with delta momentum; see `scale_by_delta_momentum`.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from hope_jax import optim
+    >>> tx = optim.delta_momentum(0.1)
+    >>> w = jnp.array([1.0, -2.0])
+    >>> state = tx.init(w)
+    >>> for _ in range(50):
+    ...   updates, state = tx.update(jax.grad(lambda w: w @ w)(w), state)
+    ...   w = optax.apply_updates(w, updates)
+    >>> bool(w @ w < 1e-2)
+    True
+  """
+  return optax.chain(
+      scale_by_delta_momentum(
+          decay, delta=delta, gram=gram, normalize=normalize
+      ),
+      optax.scale_by_learning_rate(learning_rate),
+  )
+
+
+def scale_by_preconditioned_momentum(
+    decay: float = 0.9,
+    *,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    preconditioner: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformation:
+  """Momentum of preconditioned gradients, m <- decay m + P g (NL Eq. 46-47).
+
+  The memory maps a gradient to a value P of its own; where P is diagonal this
+  is momentum behind the preconditioner, and not ahead of it as in Adam.
+
+  Args:
+    decay: what momentum keeps of itself.
+    b2: decay of the second moment of the default preconditioner, P = 1 /
+      (sqrt(V) + eps), bias-corrected.
+    eps: see b2.
+    preconditioner: any other optax transformation in its place.
+
+  Returns:
+    The preconditioner, then `optax.trace(decay)`.
+  """
+  if preconditioner is None:
+    preconditioner = optax.scale_by_adam(b1=0.0, b2=b2, eps=eps)
+  return optax.chain(preconditioner, optax.trace(decay))
+
+
+def preconditioned_momentum(
+    learning_rate: optax.ScalarOrSchedule,
+    decay: float = 0.9,
+    *,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    preconditioner: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformation:
+  """Descent along `scale_by_preconditioned_momentum`."""
+  return optax.chain(
+      scale_by_preconditioned_momentum(
+          decay, b2=b2, eps=eps, preconditioner=preconditioner
+      ),
+      optax.scale_by_learning_rate(learning_rate),
+  )
+
+
+def signed_sqrt(g: Array) -> Array:
+  """sign(g) sqrt(|g|), with zero at zero."""
+  return jnp.sign(g) * jnp.sqrt(jnp.abs(g))
+
+
+FEATURES = {
+    'identity': lambda g: g,
+    'cubic': lambda g: g + g**3,
+    'sign': jnp.sign,
+    'signed_sqrt': signed_sqrt,
+}
+
+
+def scale_by_feature_momentum(
+    decay: float = 0.9,
+    *,
+    feature: str | Callable[[Array], Array] = 'signed_sqrt',
+) -> optax.GradientTransformation:
+  """Momentum of features of the gradient, m <- decay m + phi(g) (NL Eq. 51).
+
+  Args:
+    decay: what momentum keeps of itself.
+    feature: phi; one of 'identity' (plain momentum), 'cubic' (g + g^3), 'sign',
+      'signed_sqrt', or a function of a leaf. The paper leaves it open; the
+      default damps rare large gradients.
+
+  Returns:
+    A transformation with a `MomentumState`.
+
+  Raises:
+    ValueError: an unknown name.
+  """
+  if isinstance(feature, str):
+    _one_of('feature', feature, FEATURES)
+    feature = FEATURES[feature]
+
+  def update(grads, state, params=None):
+    del params
+    momentum = jax.tree.map(
+        lambda g, m: decay * m + feature(g.astype(m.dtype)),
+        grads,
+        state.momentum,
+    )
+    return _like(momentum, grads), MomentumState(momentum)
+
+  return optax.GradientTransformation(
+      lambda params: MomentumState(_zeros(params)), update
+  )
+
+
+def feature_momentum(
+    learning_rate: optax.ScalarOrSchedule,
+    decay: float = 0.9,
+    *,
+    feature: str | Callable[[Array], Array] = 'signed_sqrt',
+) -> optax.GradientTransformation:
+  """Descent along `scale_by_feature_momentum`."""
+  return optax.chain(
+      scale_by_feature_momentum(decay, feature=feature),
+      optax.scale_by_learning_rate(learning_rate),
+  )
+
+
+def scale_by_nonlinear_momentum(
+    decay: float = 0.9,
+    *,
+    output: str | Callable[[Array], Array] = 'tanh',
+    ns_steps: int = 5,
+) -> optax.GradientTransformation:
+  """Momentum read through a nonlinearity, sigma(m) (NL Eq. 52).
+
+  Args:
+    decay: what momentum keeps of itself, m <- decay m + g.
+    output: sigma; 'identity' (plain momentum), 'sign' (signed momentum),
+      'tanh', 'newton_schulz' (Muon, without Nesterov), or a function of a leaf.
+    ns_steps: iterations of 'newton_schulz'.
+
+  Returns:
+    A transformation with a `MomentumState`.
+
+  Raises:
+    ValueError: an unknown name, or at init a leaf that is no matrix under
+      'newton_schulz'.
+  """
+  orthogonal = output == 'newton_schulz'
+  if isinstance(output, str):
+    outputs = {
+        'identity': lambda m: m,
+        'sign': jnp.sign,
+        'tanh': jnp.tanh,
+        'newton_schulz': lambda m: newton_schulz.orthogonalize(
+            m, steps=ns_steps
+        ),
+    }
+    _one_of('output', output, outputs)
+    output = outputs[output]
+
+  def init(params):
+    if orthogonal:
+      newton_schulz.require_matrices(params, 'Newton-Schulz momentum')
+    return MomentumState(_zeros(params))
+
+  def update(grads, state, params=None):
+    del params
+    momentum = jax.tree.map(
+        lambda g, m: decay * m + g.astype(m.dtype), grads, state.momentum
+    )
+    return _like(jax.tree.map(output, momentum), grads), MomentumState(momentum)
+
+  return optax.GradientTransformation(init, update)
+
+
+def nonlinear_momentum(
+    learning_rate: optax.ScalarOrSchedule,
+    decay: float = 0.9,
+    *,
+    output: str | Callable[[Array], Array] = 'tanh',
+    ns_steps: int = 5,
+) -> optax.GradientTransformation:
+  """Descent along `scale_by_nonlinear_momentum`."""
+  return optax.chain(
+      scale_by_nonlinear_momentum(decay, output=output, ns_steps=ns_steps),
+      optax.scale_by_learning_rate(learning_rate),
+  )
+
+
+def _one_of(name: str, value: str, options) -> None:
+  if value not in options:
+    raise ValueError(
+        f'{name} must be one of {", ".join(options)}; got {value!r}'
+    )

@@ -1,0 +1,111 @@
+"""Newton-Schulz: the nearest orthogonal matrix, by matrix products alone.
+
+    X_0 = M / |M|_F
+    X_{i+1} = a X_i + (b A + c A A) X_i,    A = X_i X_i^T
+
+Nested Learning reads it as a few gradient steps on an orthogonality objective
+inside one step of the outer optimizer (arXiv 2512.24695, Eq. 42-44). The cubic
+that the paper prints needs many steps; this is the quintic of Muon (Jordan et
+al., 2024), whose singular values end in [0.7, 1.2] after five.
+"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+
+from hope_jax.types import Array, PyTree
+
+QUINTIC = (3.4445, -4.7750, 2.0315)
+# A leaf of such a name, or in a module of such a name, is a table, a head, a
+# gain or an offset, and no map from features to features, whatever its shape.
+NOT_A_MAP = re.compile(
+    r'(^|_)(embed\w*|(lm_|output_)?head|norm\w*|layer_?norm\w*|scale|bias)(_|$)',
+    re.IGNORECASE,
+)
+# Leaves under this name are stacked: their first axis is the layer.
+STACKED = 'layers'
+
+
+def orthogonalize(
+    x: Array, *, steps: int = 5, eps: float = 1e-8
+) -> Array:
+  """Moves every singular value of every matrix towards 1.
+
+  Args:
+    x: [..., M, N]; each matrix by itself. A zero matrix stays zero, and NaN in
+      one matrix stays in it.
+    steps: iterations.
+    eps: added to the Frobenius norm.
+
+  Returns:
+    Like x, in x's dtype; computed in at least float32. An explicitly sharded
+    matrix is gathered for it, and the result sharded like x.
+
+  Raises:
+    ValueError: x has fewer than two axes.
+  """
+  if x.ndim < 2:
+    raise ValueError(
+        f'Newton-Schulz needs matrices [..., M, N]; got shape {x.shape}'
+    )
+  return on_whole_matrices(lambda y: _orthogonalize(y, steps, eps), x)
+
+
+def _orthogonalize(x: Array, steps: int, eps: float) -> Array:
+  tall = x.shape[-2] > x.shape[-1]
+  y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  y = jnp.swapaxes(y, -1, -2) if tall else y
+  y = y / (jnp.sqrt(jnp.sum(y * y, axis=(-2, -1), keepdims=True)) + eps)
+  a, b, c = QUINTIC
+  for _ in range(steps):
+    gram = y @ jnp.swapaxes(y, -1, -2)
+    y = a * y + (b * gram + c * (gram @ gram)) @ y
+  return (jnp.swapaxes(y, -1, -2) if tall else y).astype(x.dtype)
+
+
+def on_whole_matrices(fn, x: Array, *others: Array) -> Array:
+  """fn(x, *others) where no matrix is split over explicit mesh axes.
+
+  Products of matrices that are sharded in both axes have no one right sharding,
+  so that with `AxisType.Explicit` JAX asks for it. Here the last two axes are
+  gathered first, and the result is sharded like x again. Leading axes stay as
+  they are; with automatic axes nothing happens, and the compiler decides.
+  """
+  sharding = jax.typeof(x).sharding
+  axes = jax.sharding.AxisType
+  if axes.Explicit not in getattr(sharding.mesh, 'axis_types', ()):
+    return fn(x, *others)
+  spec = (*sharding.spec, *(None,) * (x.ndim - len(sharding.spec)))
+  whole = jax.sharding.PartitionSpec(*spec[:-2], None, None)
+  y = fn(*(jax.sharding.reshard(z, whole) for z in (x, *others)))
+  return jax.sharding.reshard(y, sharding.spec)
+
+
+def matrix_labels(params: PyTree) -> PyTree:
+  """Labels every leaf 'matrix' or 'other', by its shape and its name.
+
+  A matrix maps features to features: it has at least two axes beside that of
+  the layers (`layers` in its path), and neither it nor the module that owns it
+  is called an embedding, a head, a norm, a scale or a bias.
+  """
+
+  def label(path, leaf):
+    keys = [str(getattr(k, 'key', getattr(k, 'name', ''))) for k in path]
+    named = any(NOT_A_MAP.search(key) for key in keys[-2:])
+    axes = jnp.ndim(leaf) - (STACKED in keys)
+    return 'matrix' if axes >= 2 and not named else 'other'
+
+  return jax.tree_util.tree_map_with_path(label, params)
+
+
+def require_matrices(params: PyTree, rule: str) -> None:
+  """Raises ValueError, with the leaf's name, unless all leaves are matrices."""
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    if jnp.ndim(leaf) < 2:
+      name = jax.tree_util.keystr(path, simple=True, separator='/')
+      raise ValueError(
+          f'{rule} needs matrices [..., M, N]; leaf {name!r} has shape'
+          f' {jnp.shape(leaf)}; give such leaves another optimizer with'
+          ' optax.partition'
+      )

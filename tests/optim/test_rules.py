@@ -1,0 +1,301 @@
+"""Every rule against its NumPy oracle over 10 steps, and its limits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hope_jax import optim
+from tests.oracles import optimizers as oracle
+
+STEPS = 10
+
+
+def grads_of(shape, seed=0):
+  rng = np.random.default_rng(seed)
+  return [rng.normal(size=shape) for _ in range(STEPS)]
+
+
+def run(tx, grads):
+  """The directions of `tx`, in float64."""
+  with jax.enable_x64(True):
+    params = jnp.zeros(grads[0].shape, jnp.float64)
+    state = tx.init(params)
+    step = jax.jit(tx.update)
+    out = []
+    for g in grads:
+      update, state = step(jnp.asarray(g), state, params)
+      assert update.dtype == jnp.float64
+      out.append(np.asarray(update))
+  return out
+
+
+def assert_rule(tx, grads, expected, tol=1e-10):
+  for t, (got, want) in enumerate(zip(run(tx, grads), expected, strict=True)):
+    np.testing.assert_allclose(got, want, rtol=tol, atol=tol, err_msg=f'{t=}')
+
+
+@pytest.mark.parametrize('normalize', ['soft', 'unit', 'none'])
+@pytest.mark.parametrize(
+    'gram, shape', [('vector', (7,)), ('vector', (4, 3)), ('matrix', (4, 3)),
+                    ('matrix', (3, 5))]
+)
+def test_delta_momentum(gram, normalize, shape):
+  grads = [0.3 * g for g in grads_of(shape)]
+  tx = optim.scale_by_delta_momentum(
+      0.9, delta=0.6, gram=gram, normalize=normalize
+  )
+  expected = oracle.delta_momentum(grads, 0.9, 0.6, gram, normalize)
+  assert_rule(tx, grads, expected)
+
+
+def test_delta_momentum_of_a_stack_is_that_of_its_matrices():
+  grads = grads_of((2, 4, 3))
+  tx = optim.scale_by_delta_momentum(gram='matrix')
+  parts = [run(tx, [g[i] for g in grads]) for i in range(2)]
+  for t, got in enumerate(run(tx, grads)):
+    for i in range(2):
+      np.testing.assert_allclose(got[i], parts[i][t], atol=1e-12)
+
+
+def test_delta_zero_is_plain_momentum():
+  grads = grads_of((4, 3))
+  plain = run(optax.trace(0.9), grads)
+  for gram in ('vector', 'matrix'):
+    tx = optim.scale_by_delta_momentum(0.9, delta=0.0, gram=gram)
+    assert_rule(tx, grads, plain)
+
+
+def test_delta_momentum_never_grows_beyond_its_gradients():
+  """With 0 <= delta |g^|^2 <= decay the map of m is a contraction."""
+  huge = [1e6 * g for g in grads_of((5,))]
+  for got in run(optim.scale_by_delta_momentum(0.9, delta=0.9), huge):
+    assert np.linalg.norm(got) <= 10 * max(np.linalg.norm(g) for g in huge)
+
+
+def test_preconditioned_momentum():
+  grads = grads_of((4, 3))
+  assert_rule(
+      optim.scale_by_preconditioned_momentum(0.8), grads,
+      oracle.preconditioned_momentum(grads, 0.8), tol=1e-6,
+  )
+
+
+FEATURES = {
+    'identity': lambda g: g,
+    'cubic': lambda g: g + g**3,
+    'sign': np.sign,
+    'signed_sqrt': lambda g: np.sign(g) * np.abs(g) ** 0.5,
+}
+
+
+@pytest.mark.parametrize('name', FEATURES)
+def test_feature_momentum(name):
+  grads = grads_of((4, 3))
+  expected = oracle.function_momentum(grads, 0.9, feature=FEATURES[name])
+  assert_rule(optim.scale_by_feature_momentum(feature=name), grads, expected)
+
+
+OUTPUTS = {
+    'identity': lambda m: m,
+    'sign': np.sign,
+    'tanh': np.tanh,
+    'newton_schulz': oracle.newton_schulz,
+}
+
+
+@pytest.mark.parametrize('name', OUTPUTS)
+def test_nonlinear_momentum(name):
+  grads = grads_of((4, 3))
+  expected = oracle.function_momentum(grads, 0.9, output=OUTPUTS[name])
+  assert_rule(optim.scale_by_nonlinear_momentum(output=name), grads, expected)
+
+
+def test_identity_output_is_plain_momentum():
+  grads = grads_of((4, 3))
+  tx = optim.scale_by_nonlinear_momentum(0.9, output='identity')
+  assert_rule(tx, grads, run(optax.trace(0.9), grads))
+
+
+def test_newton_schulz_momentum_is_muon():
+  """optax's Muon without Nesterov; its average differs by a factor only."""
+  grads = grads_of((4, 3))
+  muon = run(optax.contrib.scale_by_muon(beta=0.9, nesterov=False), grads)
+  tx = optim.scale_by_nonlinear_momentum(0.9, output='newton_schulz')
+  assert_rule(tx, grads, muon, tol=1e-5)
+
+
+def test_functions_may_take_the_place_of_names():
+  grads = grads_of((4, 3))
+  assert_rule(
+      optim.scale_by_feature_momentum(feature=jnp.sign), grads,
+      oracle.function_momentum(grads, 0.9, feature=np.sign),
+  )
+  assert_rule(
+      optim.scale_by_nonlinear_momentum(output=jnp.tanh), grads,
+      oracle.function_momentum(grads, 0.9, output=np.tanh),
+  )
+
+
+@pytest.mark.parametrize('accumulate', ['ema', 'sum'])
+@pytest.mark.parametrize('periods', [(1,), (1, 2), (1, 2, 4), (3,)])
+def test_multi_scale_momentum(periods, accumulate):
+  grads = grads_of((4, 3))
+  options = {
+      'periods': periods,
+      'decays': (0.9, 0.7, 0.5)[: len(periods)],
+      'weights': (1.0, 0.5, 0.25)[: len(periods)],
+      'accumulate': accumulate,
+  }
+  assert_rule(
+      optim.scale_by_multi_scale_momentum(**options), grads,
+      oracle.multi_scale_momentum(grads, **options), tol=1e-6,
+  )
+
+
+def test_one_level_is_momentum():
+  grads = grads_of((4, 3))
+  tx = optim.scale_by_multi_scale_momentum(
+      periods=(1,), decays=(0.9,), weights=(1.0,)
+  )
+  assert_rule(tx, grads, run(optax.ema(0.9), grads), tol=1e-6)
+
+
+@pytest.mark.parametrize('accumulate', ['ema', 'sum'])
+@pytest.mark.parametrize('rms', [0.2, None])
+@pytest.mark.parametrize('period', [1, 3])
+@pytest.mark.parametrize('shape', [(4, 3), (2, 3, 5)])
+def test_m3(shape, period, rms, accumulate):
+  grads = grads_of(shape)
+  options = {'period': period, 'rms': rms, 'accumulate': accumulate}
+  assert_rule(
+      optim.scale_by_m3(**options), grads, oracle.m3(grads, **options), tol=1e-6
+  )
+
+
+def test_m3_without_slow_weight_is_muon_over_second_moment():
+  grads = grads_of((4, 3))
+  muon = run(optax.contrib.scale_by_muon(beta=0.9, nesterov=False), grads)
+  v, expected = 0.0, []
+  for t, (o, g) in enumerate(zip(muon, grads), 1):
+    v = 0.999 * v + 0.001 * g * g
+    expected.append(o / (np.sqrt(v / (1 - 0.999**t)) + 1e-8))
+  tx = optim.scale_by_m3(slow_weight=0.0, period=1, rms=None)
+  assert_rule(tx, grads, expected, tol=1e-5)
+
+
+def test_m3_orthogonalises_the_slow_momentum_once_a_period():
+  """If it fails, O2 moves inside a period, or is never read."""
+  tx = optim.scale_by_m3(period=3)
+  params = jnp.zeros((4, 3))
+  state, seen = tx.init(params), []
+  for g in grads_of((4, 3)):
+    _, state = tx.update(jnp.asarray(g, jnp.float32), state, params)
+    seen.append(np.asarray(state.slow.read))
+  assert not seen[0].any() and not seen[2].any()
+  for t in range(3, STEPS):
+    same = (seen[t] == seen[t - 1]).all()
+    assert same == (t % 3 != 0), t
+
+
+@pytest.mark.parametrize('shape', [(3, 5), (5, 3), (2, 4, 4)])
+def test_orthogonalize(shape):
+  x = grads_of(shape)[0]
+  with jax.enable_x64(True):
+    got = np.asarray(optim.orthogonalize(jnp.asarray(x)))
+  np.testing.assert_allclose(got, oracle.newton_schulz(x), atol=1e-10)
+  values = np.linalg.svd(got, compute_uv=False)
+  assert values.min() > 0.3 and values.max() < 1.3
+
+
+def test_zero_and_nan_stay_where_they_are():
+  """If it fails, one bad matrix or leaf spoils another."""
+  x = np.array(grads_of((3, 4, 4))[0])
+  x[0] = 0
+  x[1, 2, 2] = np.nan
+  o = np.asarray(optim.orthogonalize(jnp.asarray(x)))
+  assert not o[0].any() and np.isnan(o[1]).all() and np.isfinite(o[2]).all()
+
+  params = {'bad': jnp.zeros((4, 4)), 'zero': jnp.zeros((4, 4)),
+            'good': jnp.zeros((4, 4)), 'bias': jnp.zeros(4)}
+  grads = jax.tree.map(jnp.ones_like, params) | {
+      'bad': jnp.full((4, 4), jnp.nan), 'zero': jnp.zeros((4, 4))
+  }
+  for tx in (
+      optim.m3(0.1), optim.delta_momentum(0.1), optim.multi_scale_momentum(0.1),
+      optim.preconditioned_momentum(0.1), optim.feature_momentum(0.1),
+      optim.nonlinear_momentum(0.1), optim.dgd(0.1),
+  ):
+    state = tx.init(params)
+    for _ in range(2):
+      updates, state = tx.update(grads, state, params)
+    assert np.isfinite(updates['good']).all()
+    assert np.isfinite(updates['bias']).all()
+    assert not np.asarray(updates['zero']).any()
+
+
+def test_half_life_of_momentum():
+  """NL §4.2: at beta 0.9 the last 7 terms carry half, 44 carry 99 %."""
+  shares = np.cumsum(0.1 * 0.9 ** np.arange(100))
+  assert np.argmax(shares >= 0.5) + 1 == 7
+  assert np.argmax(shares >= 0.99) + 1 == 44
+
+
+def test_bad_options_say_what_would_do():
+  for make, words in (
+      (lambda: optim.scale_by_delta_momentum(gram='row'), 'vector, matrix'),
+      (lambda: optim.scale_by_delta_momentum(normalize='l2'), 'soft, unit'),
+      (lambda: optim.scale_by_feature_momentum(feature='x'), 'signed_sqrt'),
+      (lambda: optim.scale_by_nonlinear_momentum(output='x'), 'newton_schulz'),
+      (lambda: optim.scale_by_m3(accumulate='mean'), "'ema' or 'sum'"),
+      (lambda: optim.scale_by_m3(period=0), 'positive'),
+      (lambda: optim.scale_by_m3(period=-3), '-3'),
+      (lambda: optim.dgd(0.1, fallback='adam'), 'adamw, sgd'),
+      (
+          lambda: optim.scale_by_multi_scale_momentum(periods=(1, 4, 6)),
+          'period 6 .* period 4',
+      ),
+      (
+          lambda: optim.scale_by_multi_scale_momentum(periods=(1, 4)),
+          '2, 3 and 3',
+      ),
+      (lambda: optim.orthogonalize(jnp.ones(3)), r'\(3,\)'),
+  ):
+    with pytest.raises(ValueError, match=words):
+      make()
+
+
+@pytest.mark.parametrize(
+    'tx',
+    [
+        optim.scale_by_m3(),
+        optim.scale_by_nonlinear_momentum(output='newton_schulz'),
+        optim.scale_by_delta_momentum(gram='matrix'),
+    ],
+)
+def test_a_matrix_rule_names_the_leaf_that_is_none(tx):
+  with pytest.raises(ValueError, match=r"'block/bias' has shape \(3,\)"):
+    tx.init({'block': {'w': jnp.ones((3, 3)), 'bias': jnp.ones(3)}})
+
+
+def test_matrix_labels():
+  """If it fails, an embedding is orthogonalised, or a layer's gain is."""
+  params = {
+      'embedding': jnp.ones((9, 4)),
+      'head': jnp.ones((4, 9)),
+      'heads_out': jnp.ones((4, 4)),
+      'layers': {
+          'norm': {'scale': jnp.ones((2, 4))},
+          'up': {'kernel': jnp.ones((2, 4, 8)), 'bias': jnp.ones((2, 8))},
+      },
+  }
+  assert optim.matrix_labels(params) == {
+      'embedding': 'other',
+      'head': 'other',
+      'heads_out': 'matrix',
+      'layers': {
+          'norm': {'scale': 'other'},
+          'up': {'kernel': 'matrix', 'bias': 'other'},
+      },
+  }
