@@ -106,10 +106,12 @@ class CausalConv(nn.Module):
   Attributes:
     width: taps.
     init: initialiser of the taps [width, D], tap 0 the token itself.
+    streams: how many equal streams stand side by side in D.
   """
 
   width: int
   init: Callable[[Array, tuple[int, ...]], Array] = tap_init
+  streams: int = 1
 
   @nn.compact
   def __call__(
@@ -140,12 +142,22 @@ class CausalConv(nn.Module):
       tail = jnp.zeros((x.shape[0], width - 1, dim), x.dtype)
     full = jnp.concatenate([tail.astype(x.dtype), x], axis=1)
     length = x.shape[1]
-    y = jnp.zeros_like(x)
-    for i in range(width):
-      tap = full[:, width - 1 - i : width - 1 - i + length]
-      if position is not None and i > 0:
-        tap = jnp.where((position >= i)[..., None], tap, 0)
-      y = y + kernel[i].astype(x.dtype) * tap
+    kernel = kernel.astype(x.dtype)
+
+    def convolve(full, kernel):
+      y = 0
+      for i in range(width):
+        tap = full[:, width - 1 - i : width - 1 - i + length]
+        if position is not None and i > 0:
+          tap = jnp.where((position >= i)[..., None], tap, 0)
+        y = y + kernel[i] * tap
+      return y
+
+    # One stream after the other: less to hold at a time.
+    streams = zip(
+        *(jnp.split(z, self.streams, axis=-1) for z in (full, kernel))
+    )
+    y = jnp.concatenate([convolve(*stream) for stream in streams], axis=-1)
     if present is None:
       return y, full[:, length:]
     kept = jnp.pad(present, ((0, 0), (width - 1, 0)), constant_values=True)

@@ -138,7 +138,7 @@ class SelfModifyingTitans(nn.Module):
       wide = jnp.concatenate([shared] * 3, axis=-1)
     if config.conv:
       init = CONV_INIT[config.conv_init]
-      conv = CausalConv(config.conv_width, init, name='conv')
+      conv = CausalConv(config.conv_width, init, streams=3, name='conv')
       wide, tail = conv(wide, tail, packing.position, packing.present)
       wide = nn.silu(wide)
     heads = (*x.shape[:2], model.heads, model.dim // model.heads)

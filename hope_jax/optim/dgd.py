@@ -26,8 +26,8 @@ gradient descent on the matrices, and another optimizer elsewhere.
 from collections.abc import Callable
 import functools
 from typing import Literal
+import warnings
 
-from absl import logging
 import jax
 import jax.numpy as jnp
 import optax
@@ -135,7 +135,7 @@ def dgd(
   Args:
     learning_rate: eta of the matrices.
     fallback: 'adamw' or 'sgd', for leaves that have no layer input: embeddings,
-      norms, biases. They are counted, once, in the log.
+      norms, biases. They are counted, once, in a warning.
     fallback_learning_rate: of those; None: the same.
     label_fn: parameters -> a tree of 'matrix' (DGD) and 'other'. None goes by
       shape and name, see `newton_schulz.matrix_labels`.
@@ -169,9 +169,9 @@ def dgd(
     labelled = label_fn(params)
     others = jax.tree.leaves(labelled).count('other')
     if others:
-      logging.log_first_n(
-          logging.INFO, 'dgd: %d leaves without layer inputs go to %s', 1,
-          others, fallback,
+      warnings.warn(  # shown once by Python's own rules
+          f'dgd: {others} leaves without layer inputs go to {fallback}',
+          stacklevel=2,
       )
     return labelled
 
