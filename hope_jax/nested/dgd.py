@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 
-from hope_jax.kernels.dgd.chunked import Momentum, chunk_step, matmul
+from hope_jax.kernels.dgd.chunked import chunk_step, decay, flow, matmul
 from hope_jax.nested import memory as memory_lib
 from hope_jax.nested.memory import Memory
 from hope_jax.types import Array
@@ -147,17 +147,27 @@ def step(
       )
       for name in columns.names
   }
+  # An axis for memories of one shape; what decays alike is worked out once.
+  rates = eta[..., None, :]
+  kept = decay(log_alpha[..., None, :])
+  flowing = None
+  if momentum is not None:
+    flowing = flow(kept, log_mu[..., None, :], present[..., None, :])
+
   def write(state, velocity, query, key, u, erase, groups):
-    rates, gate, there = (eta, log_alpha), log_mu, present
-    if state.ndim > eta.ndim + 1:  # a batch of memories
-      rates = [x[..., None, :] for x in rates]
-      there = there[..., None, :]
-      gate = None if gate is None else gate[..., None, :]
-    if velocity is not None:
-      velocity = Momentum(velocity, gate, there)
-    return chunk_step(
-        state, query, key, u, *rates, read='none' if query is None else 'pre',
-        erase=erase, momentum=velocity, groups=groups, precision=precision,
+    alone = state.ndim == eta.ndim + 1
+
+    def batch(x):
+      return x[..., None, :, :] if alone and x is not None else x
+
+    o, *new = chunk_step(
+        batch(state), batch(query), batch(key), batch(u), rates, kept,
+        read='none' if query is None else 'pre', erase=erase,
+        momentum=None if velocity is None else (batch(velocity), flowing),
+        groups=groups, precision=precision,
+    )
+    return tuple(
+        x[..., 0, :, :] if alone and x is not None else x for x in (o, *new)
     )
 
   u = [plans[n][memory_lib.first_layer(copies[n])][1] for n in columns.names]

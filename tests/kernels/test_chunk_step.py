@@ -25,6 +25,11 @@ def _inputs(seed=0):
   return q, k, u, eta, log_alpha, log_mu, state, momentum
 
 
+def _momentum(state, log_alpha, log_mu, present):
+  decay = chunked.decay(jnp.asarray(log_alpha))
+  return state, chunked.flow(decay, jnp.asarray(log_mu), present)
+
+
 @pytest.mark.parametrize('erase', [True, False])
 @pytest.mark.parametrize('read', ['pre', 'post', 'chunk', 'none'])
 def test_momentum_is_the_token_serial_one(x64, read, erase):
@@ -38,7 +43,7 @@ def test_momentum_is_the_token_serial_one(x64, read, erase):
     actual = chunked.chunk_step(
         state, None if read == 'none' else q, k, u, eta, la, read=read,
         erase=erase,
-        momentum=chunked.Momentum(momentum, log_mu, jnp.ones(C)),
+        momentum=_momentum(momentum, la, log_mu, jnp.ones(C)),
     )
   for a, e in zip(actual, expected):
     if a is not None:
@@ -61,7 +66,7 @@ def test_an_absent_token_leaves_everything_as_it_was(x64, erase, momentum):
   with jax.disable_jit():
     o, new, new_velocity = chunked.chunk_step(
         state, q, k, u, eta, la, read='pre', erase=erase,
-        momentum=chunked.Momentum(velocity, log_mu, jnp.asarray(present, float))
+        momentum=_momentum(velocity, la, log_mu, jnp.asarray(present, float))
         if momentum else None,
     )
   np.testing.assert_allclose(o[present], expected[0], atol=1e-12)
@@ -81,7 +86,7 @@ def test_memories_side_by_side_are_memories_alone(x64, erase, momentum):
   def velocity_of(columns):
     if not momentum:
       return None
-    return chunked.Momentum(velocity[:, columns], log_mu, jnp.ones(C))
+    return _momentum(velocity[:, columns], la, log_mu, jnp.ones(C))
 
   def step(columns, rate, groups):
     return chunked.chunk_step(

@@ -28,12 +28,20 @@ from hope_jax.types import Array
 Read = Literal['pre', 'post', 'chunk', 'none']
 
 
-class Momentum(NamedTuple):
-  """Momentum of the write: S_t = mu_t S_{t-1} + (1 - mu_t) eta_t u_t k_t^T."""
+class Decay(NamedTuple):
+  """What is left of a state after each token, and of each write."""
 
-  state: Array  # [..., K, V]
-  log_mu: Array  # [..., C], <= 0
-  present: Array  # [..., C], 1; or 0: M_t takes no S_t (and log_mu must be 0)
+  enter: Array  # [..., C, 1], of the state that entered: e^c
+  keep: Array  # [..., C, C], rows t, columns s: see `decays`
+
+
+class Flow(NamedTuple):
+  """How momentum reaches a state: S_t = mu_t S_{t-1} + (1 - mu_t) w_t k_t^T."""
+
+  share: Array  # [..., C, 1], 1 - mu
+  decay: Decay  # of the momentum itself
+  reach: Array  # [..., C, C], how much of write s has arrived in M_t
+  inflow: Array  # [..., C, 1], how much of the momentum that entered has
 
 
 def matmul(x: Array, y: Array, precision: str) -> Array:
@@ -99,9 +107,47 @@ def decays(log_decay: Array) -> Array:
   return jnp.where(reached, jnp.exp(exponent), 0)
 
 
+def decay(log_alpha: Array) -> Decay:
+  """`Decay` of log retentions [..., C]; shared by states that decay alike."""
+  enter = jnp.exp(jnp.cumsum(log_alpha, axis=-1))
+  return Decay(enter[..., None], decays(log_alpha))
+
+
+def flow(decay: Decay, log_mu: Array, present: Array) -> Flow:
+  """`Flow` of momentum with log gates [..., C] into a state.
+
+  Args:
+    decay: of the state.
+    log_mu: <= 0.
+    present: [..., C], 1; or 0: M_t takes no S_t (and log_mu must be 0).
+
+  Returns:
+    With A = decay.keep and B that of the momentum, reach = A B and inflow =
+    A e^m, both summed over tokens that are present.
+  """
+  own = Decay(
+      jnp.exp(jnp.cumsum(log_mu, axis=-1))[..., None], decays(log_mu)
+  )
+  taken = decay.keep * present[..., None, :]
+  both = jnp.matmul(
+      taken, jnp.concatenate([own.keep, own.enter], axis=-1),
+      precision='highest',
+  )
+  share = -jnp.expm1(log_mu)[..., None]
+  return Flow(share, own, both[..., :-1], both[..., -1:])
+
+
 def shift(x: Array) -> Array:
   """Rows one later, a row of zeros first: 'after token t - 1'."""
   return jnp.pad(x[..., :-1, :], [(0, 0)] * (x.ndim - 2) + [(1, 0), (0, 0)])
+
+
+def before(enter: Array) -> Array:
+  """Rows one later, a row of ones first: nothing has decayed yet."""
+  return jnp.pad(
+      enter[..., :-1, :], [(0, 0)] * (enter.ndim - 2) + [(1, 0), (0, 0)],
+      constant_values=1,
+  )
 
 
 Groups = tuple[tuple[int, float], ...]
@@ -113,11 +159,11 @@ def chunk_step(
     k: Array,
     u: Array,
     eta: Array,
-    log_alpha: Array,
+    log_alpha: Array | Decay,
     *,
     read: Read,
     erase: bool = True,
-    momentum: Momentum | None = None,
+    momentum: tuple[Array, Flow] | None = None,
     groups: Groups | None = None,
     precision: str = 'float32',
 ) -> tuple[Array | None, Array, Array | None]:
@@ -129,12 +175,12 @@ def chunk_step(
     k: keys, [..., C, K].
     u: write values, [..., C, V].
     eta: write strengths, [..., C]; 0 leaves a token out.
-    log_alpha: log retention, [..., C], <= 0; 0 keeps all.
+    log_alpha: log retention, [..., C], <= 0; 0 keeps all; or its `decay`.
     read: which state a query sees: 'pre', 'post', 'chunk' (the chunk's first
       state), or 'none' for no output.
     erase: whether the delta decay -eta k k^T acts (DGD), or only alpha (plain
       gradient descent with weight decay).
-    momentum: state and log gate of the write's momentum, or None.
+    momentum: state [..., K, V] and `flow` of the write's momentum, or None.
     groups: (columns, share) of memories that stand side by side in V and differ
       in their rate, share * eta; the outputs are those of the first. None: one.
     precision: 'float32', or 'bf16' for bfloat16 operands of the large products.
@@ -144,15 +190,14 @@ def chunk_step(
     momentum state or None.
   """
   groups = groups or ((u.shape[-1], 1.0),)
+  kept = log_alpha if isinstance(log_alpha, Decay) else decay(log_alpha)
   if momentum is not None:
     return _momentum_chunk_step(
-        state, q, k, u, eta, log_alpha, read=read, erase=erase,
-        momentum=momentum, groups=groups, precision=precision,
+        state, q, k, u, eta, kept, *momentum, read=read, erase=erase,
+        groups=groups, precision=precision,
     )
-  c = jnp.cumsum(log_alpha, axis=-1)[..., None]
-  enter, enter_pre = jnp.exp(c), jnp.exp(shift(c))
-  keep = decays(log_alpha)
-  keep_pre = shift(keep)
+  enter, keep = kept
+  enter_pre, keep_pre = before(enter), shift(keep)
   rate = _spread(eta, groups)
   # One product serves keys and queries: rows of both against the same operand.
   reads = read != 'none'
@@ -226,7 +271,7 @@ def unit_lower_solve(
 
 
 def _momentum_chunk_step(
-    state, q, k, u, eta, log_alpha, *, read, erase, momentum, groups, precision
+    state, q, k, u, eta, kept, velocity, flow, *, read, erase, groups, precision
 ):
   """`chunk_step` with momentum: M_t = M_{t-1} (alpha I - eta k k^T) + S_t.
 
@@ -240,22 +285,17 @@ def _momentum_chunk_step(
 
   and d solves a unit lower triangular system, as without momentum.
   """
-  c = jnp.cumsum(log_alpha, axis=-1)[..., None]
-  m = jnp.cumsum(momentum.log_mu, axis=-1)
-  keep = decays(log_alpha)
-  carry = decays(momentum.log_mu)
-  taken = keep * momentum.present[..., None, :]
-  reach = jnp.matmul(taken, carry, precision='highest')
-  inflow = jnp.matmul(taken, jnp.exp(m)[..., None], precision='highest')
+  enter, keep = kept
+  _, (enter_flow, carry), reach, inflow = flow
   rate = _spread(eta, groups)
-  w = rate * -jnp.expm1(momentum.log_mu)[..., None] * u
+  w = rate * flow.share * u
   keep_pre, reach_pre, inflow_pre = shift(keep), shift(reach), shift(inflow)
-  enter, enter_pre = jnp.exp(c), jnp.exp(shift(c))
+  enter_pre = before(enter)
   reads = read != 'none'
   rows = jnp.concatenate([k, q], axis=-2) if reads else k
   if erase or reads:
     # Rows against [M_0 | S_0] and against the keys, each in one product.
-    states = jnp.concatenate([state, momentum.state], axis=-1)
+    states = jnp.concatenate([state, velocity], axis=-1)
     both = matmul(rows, states, precision)
     of_state, of_momentum = jnp.split(both, 2, axis=-1)
     (k_state, q_state), (k_flow, q_flow) = _split(of_state, k), _split(
@@ -273,12 +313,12 @@ def _momentum_chunk_step(
   if read == 'chunk':
     o = q_state[..., :width]
   elif reads:
-    reader, flow, kept, reached = (
+    reader, flowing, kept, reached = (
         (enter_pre, inflow_pre, keep_pre, reach_pre)
         if read == 'pre'
         else (enter, inflow, keep, reach)
     )
-    o = reader * q_state[..., :width] + flow * q_flow[..., :width]
+    o = reader * q_state[..., :width] + flowing * q_flow[..., :width]
     o += matmul(reached * scores, w[..., :width], precision)
     if erase:
       o -= matmul(kept * scores, d[..., :width], precision)
@@ -290,11 +330,9 @@ def _momentum_chunk_step(
   gains = matmul(transpose(k), gains, precision)
   gain, gain_momentum = jnp.split(gains, 2, axis=-1)
   new = enter[..., -1:, :] * state + gain
-  new += inflow[..., -1, :, None] * momentum.state
-  new_momentum = (
-      jnp.exp(m[..., -1])[..., None, None] * momentum.state + gain_momentum
-  )
-  return o, new, new_momentum
+  new += inflow[..., -1, :, None] * velocity
+  new_velocity = enter_flow[..., -1, :, None] * velocity + gain_momentum
+  return o, new, new_velocity
 
 
 def chunk_scan(
