@@ -24,6 +24,7 @@ done
 prepare dev
 cd "$ROOT"
 failed=0
-"$PYTHON" -m pytest ${arguments[@]+"${arguments[@]}"} || failed=$?
+# One worker a core, four at most: each compiles, and needs up to 4 GB.
+"$PYTHON" -m pytest -n auto --maxprocesses 4 ${arguments[@]+"${arguments[@]}"} || failed=$?
 "$PYTHON" -m ruff check --quiet --output-format concise . || failed=1
 exit "$failed"
