@@ -13,6 +13,7 @@ a `Bank` keeps their first layers side by side as one wide matrix.
 
 from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from hope_jax.kernels.dgd.chunked import chunk_step, decay, flow, matmul
@@ -147,27 +148,21 @@ def step(
       )
       for name in columns.names
   }
-  # An axis for memories of one shape; what decays alike is worked out once.
-  rates = eta[..., None, :]
-  kept = decay(log_alpha[..., None, :])
-  flowing = None
-  if momentum is not None:
-    flowing = flow(kept, log_mu[..., None, :], present[..., None, :])
+  # What decays alike is worked out once; a stack of memories has an axis more.
+  kept = decay(log_alpha)
+  flowing = None if momentum is None else flow(kept, log_mu, present)
+  rates = eta, kept, flowing
+  stacked = eta[..., None, :], *jax.tree.map(
+      lambda x: x[..., None, :, :], (kept, flowing)
+  )
 
   def write(state, velocity, query, key, u, erase, groups):
-    alone = state.ndim == eta.ndim + 1
-
-    def batch(x):
-      return x[..., None, :, :] if alone and x is not None else x
-
-    o, *new = chunk_step(
-        batch(state), batch(query), batch(key), batch(u), rates, kept,
+    rate, left, inflow = rates if state.ndim == eta.ndim + 1 else stacked
+    return chunk_step(
+        state, query, key, u, rate, left,
         read='none' if query is None else 'pre', erase=erase,
-        momentum=None if velocity is None else (batch(velocity), flowing),
+        momentum=None if velocity is None else (velocity, inflow),
         groups=groups, precision=precision,
-    )
-    return tuple(
-        x[..., 0, :, :] if alone and x is not None else x for x in (o, *new)
     )
 
   u = [plans[n][memory_lib.first_layer(copies[n])][1] for n in columns.names]
