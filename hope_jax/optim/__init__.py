@@ -2,6 +2,7 @@
 
 from hope_jax.optim.dgd import delta_dot, delta_dot_general, dgd
 from hope_jax.optim.frequency import at_frequency, nested, update_counts
+from hope_jax.optim.leaves import matrix_labels
 from hope_jax.optim.m3 import (
   m3,
   multi_scale_momentum,
@@ -18,7 +19,7 @@ from hope_jax.optim.momentum import (
   scale_by_nonlinear_momentum,
   scale_by_preconditioned_momentum,
 )
-from hope_jax.optim.newton_schulz import matrix_labels, orthogonalize
+from hope_jax.optim.newton_schulz import orthogonalize
 
 __all__ = [
     'at_frequency',

@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hope_jax.optim import newton_schulz
+from hope_jax.optim import leaves
 from hope_jax.types import Array, PyTree
 
 FALLBACKS = {'adamw': optax.adamw, 'sgd': optax.sgd}
@@ -138,7 +138,7 @@ def dgd(
       norms, biases. They are counted, once, in a warning.
     fallback_learning_rate: of those; None: the same.
     label_fn: parameters -> a tree of 'matrix' (DGD) and 'other'. None goes by
-      shape and name, see `newton_schulz.matrix_labels`.
+      shape and name, see `leaves.matrix_labels`.
 
   Returns:
     A transformation.
@@ -163,7 +163,7 @@ def dgd(
     )
   if fallback_learning_rate is None:
     fallback_learning_rate = learning_rate
-  label_fn = label_fn or newton_schulz.matrix_labels
+  label_fn = label_fn or leaves.matrix_labels
 
   def labels(params):
     labelled = label_fn(params)
@@ -171,7 +171,7 @@ def dgd(
     if others:
       warnings.warn(  # shown once by Python's own rules
           f'dgd: {others} leaves without layer inputs go to {fallback}',
-          stacklevel=2,
+          stacklevel=1,
       )
     return labelled
 

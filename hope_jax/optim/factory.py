@@ -7,19 +7,12 @@ import jax
 import optax
 
 from hope_jax.config import ConfigError, OptimizerConfig
-from hope_jax.optim import frequency
+from hope_jax.optim import frequency, leaves
 from hope_jax.types import PyTree
 
-# Parameters below a module of this name are stacked: their first axis is the
-# layer.
-STACKED = 'layers'
 # Never decayed, whatever their shape: a parameter, or the module that owns it,
 # with such a name.
 UNDECAYED = re.compile('embed|norm|scale|bias|memory_')
-
-
-def _keys(path) -> list[str]:
-  return [str(getattr(k, 'key', getattr(k, 'name', k))) for k in path]
 
 
 def decay_mask(params: PyTree) -> PyTree:
@@ -31,9 +24,8 @@ def decay_mask(params: PyTree) -> PyTree:
   """
 
   def decays(path, leaf):
-    keys = _keys(path)
-    named = any(UNDECAYED.search(key) for key in keys[-2:])
-    return leaf.ndim - (STACKED in keys) >= 2 and not named
+    named = any(UNDECAYED.search(key) for key in leaves.keys(path)[-2:])
+    return leaves.axes(path, leaf) >= 2 and not named
 
   return jax.tree_util.tree_map_with_path(decays, params)
 
@@ -42,7 +34,7 @@ def level_labels(params: PyTree) -> PyTree:
   """Returns 'level_i' below a continuum's level i, and 'base' elsewhere."""
 
   def label(path, _):
-    keys = _keys(path)
+    keys = leaves.keys(path)
     if 'continuum' in keys:
       after = keys[keys.index('continuum'):]
       levels = [key for key in after if re.fullmatch(r'level_\d+', key)]

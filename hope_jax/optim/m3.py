@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hope_jax.optim import newton_schulz
+from hope_jax.optim import leaves, newton_schulz
 from hope_jax.types import Array, PyTree
 
 Accumulate = Literal['ema', 'sum']
@@ -42,13 +42,6 @@ class M3State(NamedTuple):
   second: PyTree  # V, float32
 
 
-def _zeros(params: PyTree) -> PyTree:
-  return jax.tree.map(
-      lambda p: jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32)),
-      params,
-  )
-
-
 def _check(accumulate: str, **periods) -> None:
   if accumulate not in ('ema', 'sum'):
     raise ValueError(
@@ -72,16 +65,18 @@ def _advance(level, grads, count, period, decay, accumulate, read):
       lambda: read(level.gathering, count // period),
       lambda: level.read,
   )
-  if accumulate == 'ema':
-    kept, share = decay, (1 - decay) / period
-  else:
-    kept, share = 1.0, decay
+  kept, share = _shares(decay, accumulate, period)
   gathering = jax.tree.map(
       lambda m, g: jnp.where(starts, kept, 1.0) * m + share * g.astype(m.dtype),
       level.gathering,
       grads,
   )
   return SlowLevel(gathering, fresh)
+
+
+def _shares(decay, accumulate, period=1):
+  """What a memory keeps at an update, and what each gradient adds to it."""
+  return (decay, (1 - decay) / period) if accumulate == 'ema' else (1.0, decay)
 
 
 def _debias(decay, updates):
@@ -147,7 +142,7 @@ def scale_by_multi_scale_momentum(
 
   def init(params):
     levels = tuple(
-        SlowLevel(_zeros(params), () if p == 1 else _zeros(params))
+        SlowLevel(leaves.zeros(params), () if p == 1 else leaves.zeros(params))
         for p in periods
     )
     return MultiScaleState(jnp.zeros([], jnp.int32), levels)
@@ -178,7 +173,7 @@ def scale_by_multi_scale_momentum(
 
 def _blend(memory, grads, decay, accumulate):
   """memory with the new gradients: an average, or the printed sum."""
-  kept, share = (decay, 1 - decay) if accumulate == 'ema' else (1.0, decay)
+  kept, share = _shares(decay, accumulate)
   return jax.tree.map(
       lambda m, g: (kept * m + share * g.astype(m.dtype)).astype(m.dtype),
       memory,
@@ -271,12 +266,12 @@ def scale_by_m3(
     )
 
   def init(params):
-    newton_schulz.require_matrices(params, 'M3')
+    leaves.require_matrices(params, 'M3')
     return M3State(
         jnp.zeros([], jnp.int32),
-        _zeros(params),
-        SlowLevel(_zeros(params), _zeros(params)),
-        _zeros(params),
+        leaves.zeros(params),
+        SlowLevel(leaves.zeros(params), leaves.zeros(params)),
+        leaves.zeros(params),
     )
 
   def update(grads, state, params=None):
@@ -349,7 +344,7 @@ def m3(
     adam_b1: decay of their first moment.
     adam_b2: decay of their second moment.
     label_fn: parameters -> a tree of 'matrix' and 'other'. None goes by shape
-      and name, see `newton_schulz.matrix_labels`.
+      and name, see `leaves.matrix_labels`.
 
   Returns:
     A transformation.
@@ -382,5 +377,5 @@ def m3(
   )
   return optax.partition(
       {'matrix': matrices, 'other': others},
-      label_fn or newton_schulz.matrix_labels,
+      label_fn or leaves.matrix_labels,
   )

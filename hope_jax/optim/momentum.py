@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hope_jax.optim import newton_schulz
+from hope_jax.optim import leaves, newton_schulz
 from hope_jax.types import Array, PyTree
 
 
@@ -27,15 +27,24 @@ class MomentumState(NamedTuple):
   momentum: PyTree  # m, like the parameters, float32 or wider
 
 
-def _zeros(params: PyTree) -> PyTree:
-  return jax.tree.map(
-      lambda p: jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32)),
-      params,
-  )
+def _start(params: PyTree) -> MomentumState:
+  return MomentumState(leaves.zeros(params))
 
 
-def _like(updates: PyTree, grads: PyTree) -> PyTree:
-  return jax.tree.map(lambda u, g: u.astype(g.dtype), updates, grads)
+def _momentum(step, output=lambda m: m, init=_start):
+  """m <- step(g, m), leaf by leaf in m's dtype; the direction is output(m)."""
+
+  def update(grads, state, params=None):
+    del params
+    momentum = jax.tree.map(
+        lambda g, m: step(g.astype(m.dtype), m), grads, state.momentum
+    )
+    updates = jax.tree.map(
+        lambda m, g: output(m).astype(g.dtype), momentum, grads
+    )
+    return updates, MomentumState(momentum)
+
+  return optax.GradientTransformation(init, update)
 
 
 def scale_by_delta_momentum(
@@ -79,11 +88,10 @@ def scale_by_delta_momentum(
 
   def init(params):
     if gram == 'matrix':
-      newton_schulz.require_matrices(params, "delta_momentum(gram='matrix')")
-    return MomentumState(_zeros(params))
+      leaves.require_matrices(params, "delta_momentum(gram='matrix')")
+    return _start(params)
 
   def step(g, m):
-    g = g.astype(m.dtype)
     axes = (-2, -1) if gram == 'matrix' else None
     size = jnp.sqrt(jnp.sum(g * g, axis=axes, keepdims=True))
     if normalize == 'soft':
@@ -98,12 +106,7 @@ def scale_by_delta_momentum(
       erased = newton_schulz.on_whole_matrices(_project, g, m)
     return decay * m + g - delta * scale * scale * erased
 
-  def update(grads, state, params=None):
-    del params
-    momentum = jax.tree.map(step, grads, state.momentum)
-    return _like(momentum, grads), MomentumState(momentum)
-
-  return optax.GradientTransformation(init, update)
+  return _momentum(step, init=init)
 
 
 def _project(g: Array, m: Array) -> Array:
@@ -222,18 +225,7 @@ def scale_by_feature_momentum(
     _one_of('feature', feature, FEATURES)
     feature = FEATURES[feature]
 
-  def update(grads, state, params=None):
-    del params
-    momentum = jax.tree.map(
-        lambda g, m: decay * m + feature(g.astype(m.dtype)),
-        grads,
-        state.momentum,
-    )
-    return _like(momentum, grads), MomentumState(momentum)
-
-  return optax.GradientTransformation(
-      lambda params: MomentumState(_zeros(params)), update
-  )
+  return _momentum(lambda g, m: decay * m + feature(g))
 
 
 def feature_momentum(
@@ -285,17 +277,10 @@ def scale_by_nonlinear_momentum(
 
   def init(params):
     if orthogonal:
-      newton_schulz.require_matrices(params, 'Newton-Schulz momentum')
-    return MomentumState(_zeros(params))
+      leaves.require_matrices(params, 'Newton-Schulz momentum')
+    return _start(params)
 
-  def update(grads, state, params=None):
-    del params
-    momentum = jax.tree.map(
-        lambda g, m: decay * m + g.astype(m.dtype), grads, state.momentum
-    )
-    return _like(jax.tree.map(output, momentum), grads), MomentumState(momentum)
-
-  return optax.GradientTransformation(init, update)
+  return _momentum(lambda g, m: decay * m + g, output, init)
 
 
 def nonlinear_momentum(

@@ -9,22 +9,12 @@ that the paper prints needs many steps; this is the quintic of Muon (Jordan et
 al., 2024), whose singular values end in [0.7, 1.2] after five.
 """
 
-import re
-
 import jax
 import jax.numpy as jnp
 
-from hope_jax.types import Array, PyTree
+from hope_jax.types import Array
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
-# A leaf of such a name, or in a module of such a name, is a table, a head, a
-# gain or an offset, and no map from features to features, whatever its shape.
-NOT_A_MAP = re.compile(
-    r'(^|_)(embed\w*|(lm_|output_)?head|norm\w*|layer_?norm\w*|scale|bias)(_|$)',
-    re.IGNORECASE,
-)
-# Leaves under this name are stacked: their first axis is the layer.
-STACKED = 'layers'
 
 
 def orthogonalize(
@@ -80,32 +70,3 @@ def on_whole_matrices(fn, x: Array, *others: Array) -> Array:
   whole = jax.sharding.PartitionSpec(*spec[:-2], None, None)
   y = fn(*(jax.sharding.reshard(z, whole) for z in (x, *others)))
   return jax.sharding.reshard(y, sharding.spec)
-
-
-def matrix_labels(params: PyTree) -> PyTree:
-  """Labels every leaf 'matrix' or 'other', by its shape and its name.
-
-  A matrix maps features to features: it has at least two axes beside that of
-  the layers (`layers` in its path), and neither it nor the module that owns it
-  is called an embedding, a head, a norm, a scale or a bias.
-  """
-
-  def label(path, leaf):
-    keys = [str(getattr(k, 'key', getattr(k, 'name', ''))) for k in path]
-    named = any(NOT_A_MAP.search(key) for key in keys[-2:])
-    axes = jnp.ndim(leaf) - (STACKED in keys)
-    return 'matrix' if axes >= 2 and not named else 'other'
-
-  return jax.tree_util.tree_map_with_path(label, params)
-
-
-def require_matrices(params: PyTree, rule: str) -> None:
-  """Raises ValueError, with the leaf's name, unless all leaves are matrices."""
-  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    if jnp.ndim(leaf) < 2:
-      name = jax.tree_util.keystr(path, simple=True, separator='/')
-      raise ValueError(
-          f'{rule} needs matrices [..., M, N]; leaf {name!r} has shape'
-          f' {jnp.shape(leaf)}; give such leaves another optimizer with'
-          ' optax.partition'
-      )

@@ -1,0 +1,63 @@
+"""Leaves of a parameter tree: their names, their kinds, their zeros."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+
+from hope_jax.types import Array, PyTree
+
+# A leaf of such a name, or in a module of such a name, is a table, a head, a
+# gain or an offset, and no map from features to features, whatever its shape.
+NOT_A_MAP = re.compile(
+    r'(^|_)(embed\w*|(lm_|output_)?head|norm\w*|layer_?norm\w*|scale|bias)(_|$)',
+    re.IGNORECASE,
+)
+# Parameters below a module of this name are stacked: their first axis is the
+# layer.
+STACKED = 'layers'
+
+
+def keys(path) -> list[str]:
+  """The names on a leaf's path."""
+  return [str(getattr(k, 'key', getattr(k, 'name', k))) for k in path]
+
+
+def axes(path, leaf: Array) -> int:
+  """How many axes a leaf has beside that of the layers."""
+  return jnp.ndim(leaf) - (STACKED in keys(path))
+
+
+def zeros(params: PyTree) -> PyTree:
+  """Zeros like the parameters, float32 or wider: the start of a memory."""
+  return jax.tree.map(
+      lambda p: jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32)),
+      params,
+  )
+
+
+def matrix_labels(params: PyTree) -> PyTree:
+  """Labels every leaf 'matrix' or 'other', by its shape and its name.
+
+  A matrix maps features to features: it has at least two axes beside that of
+  the layers (`layers` in its path), and neither it nor the module that owns it
+  is called an embedding, a head, a norm, a scale or a bias.
+  """
+
+  def label(path, leaf):
+    named = any(NOT_A_MAP.search(key) for key in keys(path)[-2:])
+    return 'matrix' if axes(path, leaf) >= 2 and not named else 'other'
+
+  return jax.tree_util.tree_map_with_path(label, params)
+
+
+def require_matrices(params: PyTree, rule: str) -> None:
+  """Raises ValueError, with the leaf's name, unless all leaves are matrices."""
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    if jnp.ndim(leaf) < 2:
+      name = jax.tree_util.keystr(path, simple=True, separator='/')
+      raise ValueError(
+          f'{rule} needs matrices [..., M, N]; leaf {name!r} has shape'
+          f' {jnp.shape(leaf)}; give such leaves another optimizer with'
+          ' optax.partition'
+      )
