@@ -189,8 +189,8 @@ def scan_tiles(
   """Runs `body` over the tiles of a grid: the one scan of a level.
 
   The backward pass keeps one carry a group of about sqrt(N) tiles and computes
-  the rest of a group anew: memory grows with sqrt(N), and no tile runs forward
-  more than twice.
+  the rest of a group anew: memory grows with sqrt(N), and each tile runs
+  forward three times in all.
 
   Args:
     body: (carry, a tile of each input [B, C, ...], Tile) -> (carry, outputs).

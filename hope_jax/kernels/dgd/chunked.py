@@ -113,22 +113,20 @@ def decay(log_alpha: Array) -> Decay:
   return Decay(enter[..., None], decays(log_alpha))
 
 
-def flow(decay: Decay, log_mu: Array, present: Array) -> Flow:
+def flow(kept: Decay, log_mu: Array, present: Array) -> Flow:
   """`Flow` of momentum with log gates [..., C] into a state.
 
   Args:
-    decay: of the state.
+    kept: decay of the state.
     log_mu: <= 0.
     present: [..., C], 1; or 0: M_t takes no S_t (and log_mu must be 0).
 
   Returns:
-    With A = decay.keep and B that of the momentum, reach = A B and inflow =
+    With A = kept.keep and B that of the momentum, reach = A B and inflow =
     A e^m, both summed over tokens that are present.
   """
-  own = Decay(
-      jnp.exp(jnp.cumsum(log_mu, axis=-1))[..., None], decays(log_mu)
-  )
-  taken = decay.keep * present[..., None, :]
+  own = decay(log_mu)
+  taken = kept.keep * present[..., None, :]
   both = jnp.matmul(
       taken, jnp.concatenate([own.keep, own.enter], axis=-1),
       precision='highest',
@@ -137,16 +135,11 @@ def flow(decay: Decay, log_mu: Array, present: Array) -> Flow:
   return Flow(share, own, both[..., :-1], both[..., -1:])
 
 
-def shift(x: Array) -> Array:
-  """Rows one later, a row of zeros first: 'after token t - 1'."""
-  return jnp.pad(x[..., :-1, :], [(0, 0)] * (x.ndim - 2) + [(1, 0), (0, 0)])
-
-
-def before(enter: Array) -> Array:
-  """Rows one later, a row of ones first: nothing has decayed yet."""
+def shift(x: Array, first: float = 0) -> Array:
+  """Rows one later, a row of `first` ahead: 'after token t - 1'."""
   return jnp.pad(
-      enter[..., :-1, :], [(0, 0)] * (enter.ndim - 2) + [(1, 0), (0, 0)],
-      constant_values=1,
+      x[..., :-1, :], [(0, 0)] * (x.ndim - 2) + [(1, 0), (0, 0)],
+      constant_values=first,
   )
 
 
@@ -197,7 +190,7 @@ def chunk_step(
         groups=groups, precision=precision,
     )
   enter, keep = kept
-  enter_pre, keep_pre = before(enter), shift(keep)
+  enter_pre, keep_pre = shift(enter, 1), shift(keep)
   rate = _spread(eta, groups)
   # One product serves keys and queries: rows of both against the same operand.
   reads = read != 'none'
@@ -290,7 +283,7 @@ def _momentum_chunk_step(
   rate = _spread(eta, groups)
   w = rate * flow.share * u
   keep_pre, reach_pre, inflow_pre = shift(keep), shift(reach), shift(inflow)
-  enter_pre = before(enter)
+  enter_pre = shift(enter, 1)
   reads = read != 'none'
   rows = jnp.concatenate([k, q], axis=-2) if reads else k
   if erase or reads:
