@@ -14,7 +14,13 @@ import jax.numpy as jnp
 
 from hope_jax.config import ModelConfig
 from hope_jax.models.attention import Attention
-from hope_jax.models.layers import Mlp, Norm, partitioned, rematerialized
+from hope_jax.models.layers import (
+  Mlp,
+  Norm,
+  in_stretches,
+  partitioned,
+  rematerialized,
+)
 from hope_jax.models.mixers import SelfModifyingTitans
 from hope_jax.models.packing import Packing
 from hope_jax.nested import continuum
@@ -34,20 +40,22 @@ class Continuum(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
+    return in_stretches(Continuum.chain, self, None, x)[1]
+
+  def chain(self, carry: None, x: Array) -> tuple[None, Array]:
+    """Maps a stretch of tokens, each by itself."""
     config = self.config
     count = len(config.continuum.periods)
     hidden = round(config.mlp_expansion * config.dim / count)
     hidden = max(8, hidden // 8 * 8)
-    level = rematerialized(Level, config)
-    levels = [level(hidden, config, name=f'level_{i}') for i in range(count)]
+    levels = [Level(hidden, config, name=f'level_{i}') for i in range(count)]
     weights = None
     if config.continuum.variant == 'independent':
       weights = self.param(
           'weights', partitioned(nn.initializers.ones_init(), None), (count,)
       )
-    return continuum.chain(
-        x, levels, variant=config.continuum.variant, weights=weights
-    )
+    variant = config.continuum.variant
+    return carry, continuum.chain(x, levels, variant=variant, weights=weights)
 
 
 class Level(nn.Module):

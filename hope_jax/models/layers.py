@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from hope_jax.config import ModelConfig
 from hope_jax.nested.memory import init as init_memory
-from hope_jax.types import Array
+from hope_jax.types import Array, PyTree
 
 
 def partitioned(init, *names: str | None):
@@ -24,6 +24,49 @@ def rematerialized(part: Any, config: ModelConfig) -> Any:
   # Inside a rematerialised block both computations share a loop body, where the
   # compiler would merge them again.
   return nn.remat(part, prevent_cse=config.remat == 'block')
+
+
+# Tokens that a rematerialised part of a block reads at a time.
+STRETCH = 512
+
+
+def in_stretches(
+    part: Callable, module: nn.Module, carry: PyTree, xs: PyTree
+) -> tuple[PyTree, PyTree]:
+  """part(module, carry, xs), rematerialised, a stretch of tokens at a time.
+
+  What a part needs on the way (hidden layers, shifted copies) is then held for
+  one stretch and not for all tokens. The result does not depend on it.
+
+  Args:
+    part: a method (module, carry, xs) -> (carry, ys) that reads tokens in
+      order; the carry is all that it knows of earlier ones.
+    module: owns the parameters; `module.config.remat` 'none' reads all at once.
+    carry: what comes before the first token.
+    xs: pytree of [B, T, ...].
+
+  Returns:
+    The carry after the last token, and the outputs [B, T, ...].
+  """
+  step = rematerialized(part, module.config)
+  length = jax.tree.leaves(xs)[0].shape[1]
+  if module.config.remat == 'none' or length <= STRETCH:
+    return step(module, carry, xs)
+  whole = length // STRETCH * STRETCH
+  cut = lambda x: x[:, :whole].reshape(x.shape[0], -1, STRETCH, *x.shape[2:])
+  carry, ys = nn.scan(
+      # carry: the part's; xs: one stretch of each input, [B, C, ...].
+      nn.remat(part, prevent_cse=False),
+      variable_broadcast='params',
+      split_rngs={'params': False},
+      in_axes=1,
+      out_axes=1,
+  )(module, carry, jax.tree.map(cut, xs))
+  ys = jax.tree.map(lambda y: y.reshape(y.shape[0], whole, *y.shape[3:]), ys)
+  if whole < length:
+    carry, rest = step(module, carry, jax.tree.map(lambda x: x[:, whole:], xs))
+    ys = jax.tree.map(lambda *y: jnp.concatenate(y, axis=1), ys, rest)
+  return carry, ys
 
 
 class Norm(nn.Module):

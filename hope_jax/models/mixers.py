@@ -15,10 +15,10 @@ from hope_jax.models.layers import (
   CausalConv,
   Dense,
   Norm,
+  in_stretches,
   memory_param,
   partitioned,
   recall_tap_init,
-  rematerialized,
   tap_init,
 )
 from hope_jax.models.packing import Packing
@@ -95,9 +95,15 @@ class SelfModifyingTitans(nn.Module):
     options = titans_options(
         config.titans, 'bf16' if dtype == jnp.bfloat16 else 'float32'
     )
-    tail = None if state is None else state['tail']
-    streams, new_tail = rematerialized(SelfModifyingTitans.streams, config)(
-        self, x, tail, packing
+    tail = None
+    if state is not None:
+      tail = state['tail']
+    elif config.titans.conv:
+      before = config.titans.conv_width - 1
+      tail = jnp.zeros((x.shape[0], before, 3 * config.dim), dtype)
+    new_tail, streams = in_stretches(
+        SelfModifyingTitans.streams, self, tail,
+        (x, packing.position, packing.present),
     )
     o, titans_state, diagnostics = titans.layer(
         self.initial(options, config.dim // config.heads),
@@ -116,13 +122,22 @@ class SelfModifyingTitans(nn.Module):
     )
     for name, value in diagnostics.items():
       self.sow('diagnostics', name, value, reduce_fn=lambda _, b: b)
-    out = rematerialized(SelfModifyingTitans.output, config)(self, x, o)
+    _, out = in_stretches(SelfModifyingTitans.output, self, None, (x, o))
     return out, {'titans': titans_state, 'tail': new_tail}
 
   def streams(
-      self, x: Array, tail: Array | None, packing: Packing
-  ) -> tuple[titans.Streams, Array | None]:
-    """x [B, T, D] -> q, k and v streams [B, T, H, K], and the new tail."""
+      self, tail: Array | None, xs: tuple[Array, Array | None, Array | None]
+  ) -> tuple[Array | None, titans.Streams]:
+    """x [B, T, D] -> q, k and v streams [B, T, H, K], ahead of them the tail.
+
+    Args:
+      tail: of the convolution.
+      xs: x and, each or None, the packing's position and present.
+
+    Returns:
+      The new tail and the streams.
+    """
+    x, position, present = xs
     model, config = self.config, self.config.titans
     dtype = jnp.dtype(model.dtype)
 
@@ -139,7 +154,7 @@ class SelfModifyingTitans(nn.Module):
     if config.conv:
       init = CONV_INIT[config.conv_init]
       conv = CausalConv(config.conv_width, init, streams=3, name='conv')
-      wide, tail = conv(wide, tail, packing.position, packing.present)
+      wide, tail = conv(wide, tail, position, present)
       wide = nn.silu(wide)
     heads = (*x.shape[:2], model.heads, model.dim // model.heads)
     parts = [
@@ -149,18 +164,22 @@ class SelfModifyingTitans(nn.Module):
         )
         for y in jnp.split(wide, 3, axis=-1)
     ]
-    return titans.Streams(*parts), tail
+    return tail, titans.Streams(*parts)
 
-  def output(self, x: Array, o: Array) -> Array:
-    """O(silu(x W) * Norm(o)): what the layer adds, [B, T, D]."""
+  def output(
+      self, carry: None, xs: tuple[Array, Array]
+  ) -> tuple[None, Array]:
+    """(x, o) -> O(silu(x W) * Norm(o)): what the layer adds, [B, T, D]."""
+    x, o = xs
     model = self.config
     dtype = jnp.dtype(model.dtype)
     o = Norm(None, name='norm_out')(o).reshape(x.shape).astype(dtype)
     gate = nn.silu(Dense(model.dim, ('embed', 'heads'), dtype, name='gate')(x))
-    return Dense(
+    out = Dense(
         model.dim, ('heads', 'embed'), dtype, (2 * model.layers) ** -0.5,
         name='out',
-    )(gate * o)
+    )
+    return carry, out(gate * o)
 
   def initial(self, options: titans.Options, head_dim: int) -> dict:
     """Declares the outer parameters of `nested.titans.layer`."""

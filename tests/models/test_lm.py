@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from hope_jax.config import ContinuumConfig, ModelConfig, TitansConfig
+from hope_jax.models import layers
 from hope_jax.models.lm import LanguageModel
 
 B, T, VOCAB = 2, 22, 256
@@ -248,12 +249,30 @@ def test_tied_embeddings_share_one_matrix():
   assert abs(loss - math.log(VOCAB)) < 0.3
 
 
-def test_rematerialisation_changes_nothing():
-  """If this fails, saving memory changes the model."""
-  a = compiled('hope_attention')(moved('hope_attention'), TOKENS)[0]
-  run = compiled('hope_attention', remat='none')
-  np.testing.assert_allclose(
-      a, run(moved('hope_attention'), TOKENS)[0], atol=1e-5
+@pytest.mark.parametrize('remat', ['parts', 'block'])
+@pytest.mark.parametrize('name', ['hope_matrix', 'hope_attention'])
+def test_rematerialisation_changes_nothing(monkeypatch, name, remat):
+  """If this fails, saving memory changes the model, its state or gradients."""
+  monkeypatch.setattr(layers, 'STRETCH', 8)  # two stretches and a rest
+  ids = jnp.asarray([[1] * 9 + [2] * 13, [1] * 18 + [0] * 4])
+
+  def run(remat):
+    model = LanguageModel(make_config(name, remat=remat))
+
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(params):
+      logits, state = model.apply(
+          {'params': params}, TOKENS, segment_ids=ids
+      )
+      shares = jax.nn.log_softmax(logits) * (ids > 0)[..., None]
+      return jnp.mean(shares**2), (logits, state)
+
+    return jax.jit(loss)(moved(name))
+
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5),
+      run('none'),
+      run(remat),
   )
 
 
