@@ -252,12 +252,21 @@ class DataConfig:
   # Documents start at multiples of this many tokens, so that the memories'
   # chunk grid meets their beginning. 1 packs without gaps.
   align: int = 16
+  # Share of training batches in which every row goes on, from one place on, in
+  # the text of another, with its memory kept. Where each row is one document
+  # from a fresh memory, a model never meets a memory that another text filled,
+  # and reads worse with one than with none. Not in the paper.
+  switch: float = 0.0
   # Share of documents held out for evaluation, chosen by a hash of their name.
   holdout: float = 0.05
   seed: int = 0
 
   def __post_init__(self):
     _positive(self, 'sequence_length', 'batch_size', 'align')
+    _require(
+        0 <= self.switch <= 1,
+        f'DataConfig.switch must be in [0, 1]; got {self.switch}',
+    )
     _require(
         0 < self.holdout < 1,
         f'DataConfig.holdout must be in (0, 1); got {self.holdout}',

@@ -88,3 +88,42 @@ def pack(
     offset = 0
   if segment:
     yield Packed(row, 0)
+
+
+def switch(
+    batch: Row, rng: np.random.Generator, *, share: float, align: int
+) -> Row:
+  """Lets the rows of a batch go on in each other's text, memory and all.
+
+  From one place on, the same in all rows, row i holds what row i - 1 held. The
+  text that goes on there belongs to the document before it, as far as segment
+  ids tell, so that no memory restarts: what comes is not what it was written
+  for, and only a model that lets go of the old text reads on unharmed. Where
+  either side is padding there is nothing to join, and a document starts. Every
+  target is kept, with the token before it.
+
+  Args:
+    batch: arrays of `pack`, [B, T, ...].
+    rng: decides whether and where.
+    share: of batches that switch, in [0, 1].
+    align: the switch is at a multiple of this many tokens.
+
+  Returns:
+    The batch, a new one if it switches.
+  """
+  length = batch['tokens'].shape[1]
+  if length <= align or rng.random() >= share:
+    return batch
+  cut = align * int(rng.integers(1, -(-length // align)))
+  mixed = {
+      key: np.concatenate([x[:, :cut], np.roll(x[:, cut:], 1, axis=0)], axis=1)
+      for key, x in batch.items()
+  }
+  ids = mixed['segment_ids']
+  before, after = ids[:, cut - 1 : cut], ids[:, cut : cut + 1]
+  joined = (before > 0) & (after > 0)
+  first = np.where(joined, before, ids[:, :cut].max(1, keepdims=True) + 1)
+  # The ids of a row's text grow by one from document to document.
+  start = np.where(after > 0, after, 1)
+  ids[:, cut:] = np.where(ids[:, cut:] > 0, ids[:, cut:] - start + first, 0)
+  return mixed

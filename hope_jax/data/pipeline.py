@@ -5,11 +5,14 @@ tokenise, pack, shuffle rows within a window, batch. Everything is read as a
 stream, a window at a time, so a corpus may be larger than memory; and every
 stage knows its place, so the iterator's state is a few numbers.
 
+Rows of a batch may be made to go on in each other's text (`packing.switch`).
+
 Rows are shuffled because a long document fills many rows in a row: without it a
 batch would hold little else than one document.
 """
 
 from collections.abc import Iterator
+import functools
 from typing import Any
 
 import grain
@@ -130,7 +133,15 @@ def train_batches(
   stream = _shuffled_rows(
       mine, tokenizer, config, window=window, seed=_seed(config)
   )
-  return iter(stream.batch(rows, drop_remainder=True))
+  batches = stream.batch(rows, drop_remainder=True)
+  if config.switch:
+    batches = batches.random_map(
+        functools.partial(
+            packing.switch, share=config.switch, align=config.align
+        ),
+        seed=_seed(config) + process_index,
+    )
+  return iter(batches)
 
 
 def heldout_batches(

@@ -118,3 +118,67 @@ def test_nothing_gives_nothing():
   empty = (np.zeros(0, np.int32), np.zeros(0, np.int32))
   for documents in ([], [empty, empty]):
     assert not list(packing.pack(documents, length=8, align=1, bos=BOS))
+
+
+class _Fixed:
+  """A generator that switches at one place."""
+
+  def __init__(self, place):
+    self.place = place
+
+  def random(self):
+    return 0.0
+
+  def integers(self, low, high):
+    assert low <= self.place < high
+    return self.place
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_a_switch_moves_text_and_keeps_every_target(seed):
+  """A failure means that rows lose text, or learn from a wrong token ahead."""
+  length, align = 32, 4
+  rows = [
+      packed.row
+      for packed in packing.pack(
+          _documents(seed), length=length, align=align, bos=BOS
+      )
+  ]
+  batch = {key: np.stack([row[key] for row in rows[:5]]) for key in KEYS}
+  for place in range(1, length // align):
+    mixed = packing.switch(batch, _Fixed(place), share=0.5, align=align)
+    cut = place * align
+    for i in range(5):
+      for key in KEYS:
+        assert mixed[key].dtype == batch[key].dtype
+        if key != 'segment_ids':
+          np.testing.assert_array_equal(
+              mixed[key][i, :cut], batch[key][i, :cut]
+          )
+          np.testing.assert_array_equal(
+              mixed[key][i, cut:], batch[key][i - 1, cut:]
+          )
+      ids, head = mixed['segment_ids'][i], batch['segment_ids'][i]
+      tail = batch['segment_ids'][i - 1, cut:]
+      np.testing.assert_array_equal(ids[:cut], head[:cut])
+      np.testing.assert_array_equal(ids > 0, mixed['mask'][i] > 0)
+      # Documents of the tail are told apart as before.
+      np.testing.assert_array_equal(np.diff(ids[cut:]) != 0, np.diff(tail) != 0)
+      joins = head[cut - 1] > 0 and tail[0] > 0
+      gap = ids[cut] == head[cut - 1] == 0
+      assert (ids[cut] == ids[cut - 1]) == (joins or gap)
+      # A start that is not the tail's own would be off the grid of chunks.
+      starts = np.flatnonzero((np.diff(ids) != 0) & (ids[1:] > 0)) + 1
+      assert not (starts % align).any()
+
+
+def test_a_switch_happens_as_often_as_asked():
+  """A failure means that data.switch is not a share of batches."""
+  batch = {
+      key: np.stack([x, x]) for key, x in packing.empty_row(32).items()
+  }
+  count = lambda share: sum(
+      packing.switch(batch, rng, share=share, align=4) is not batch
+      for rng in map(np.random.default_rng, range(200))
+  )
+  assert count(0.0) == 0 and count(1.0) == 200 and 60 < count(0.5) < 140

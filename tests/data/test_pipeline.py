@@ -54,6 +54,25 @@ def test_shapes_and_dtypes(tmp_path):
   assert (batch['mask'].shape, batch['mask'].dtype) == ((2, 16), np.float32)
 
 
+def test_switched_batches_resume_where_they_stopped(tmp_path, small_window):
+  """A failure means that a run with data.switch cannot be gone on with."""
+  config = _config(_corpus(tmp_path), switch=0.5)
+  whole = data.train_batches(config)
+  batches = [next(whole) for _ in range(12)]
+  other = data.train_batches(config)
+  for _ in range(5):
+    next(other)
+  place = json.loads(json.dumps(other.get_state()))
+  again = data.train_batches(config)
+  again.set_state(place)
+  for batch in batches[5:]:
+    _assert_equal(next(again), batch)
+  plain = data.train_batches(_config(_corpus(tmp_path)))
+  assert any(
+      (b['targets'] != next(plain)['targets']).any() for b in batches
+  )
+
+
 def test_held_out_documents_are_never_trained_on(tmp_path, small_window):
   """A failure means that the evaluation measures memorised text."""
   config = _config(_corpus(tmp_path))
