@@ -69,7 +69,13 @@ class TitansConfig:
   # for 'l2', where the frozen gradient counts once for each token of the chunk.
   # 0 (with retention=False) switches the memory off: nothing is ever written.
   eta_max: float | None = None
-  # The same for the memories of keys, values and gates, as a share of eta_max.
+  # Which eigenvalues alpha - eta |k|^2 a write may have along its key.
+  # 'positive': in [0, alpha], by eta <= alpha. 'signed': in [-1, alpha], by
+  # eta <= 1 + alpha; a memory can then turn over, which counting modulo two
+  # (Parity) needs. Also stable: nested/titans.py has the argument. ('l2' erases
+  # twice, and so has eigenvalues down to -alpha at chunk 1 as it is.)
+  eigenvalues: Literal['positive', 'signed'] = 'positive'
+  # eta_max of the memories of keys, values and gates, as a share of it.
   # Smaller, so that the projections drift more slowly than what they write.
   projection_eta: float = 0.1
   # eta / eta_max at initialisation.
@@ -141,6 +147,11 @@ class TitansConfig:
         0 < self.momentum_init < 1,
         'TitansConfig.momentum_init must be in (0, 1);'
         f' got {self.momentum_init}',
+    )
+    _require(
+        self.eigenvalues == 'positive' or self.objective == 'delta',
+        "TitansConfig.eigenvalues='signed' needs objective='delta'; got"
+        f' {self.objective!r}',
     )
     _require(
         self.eta_max is None or self.eta_max >= 0,

@@ -57,6 +57,7 @@ def titans_options(config: TitansConfig, precision: str) -> titans.Options:
       target=config.target,
       read=config.read,
       eta_max=eta_max,
+      eigenvalues=config.eigenvalues,
       projection_eta=config.projection_eta,
       retention=config.retention,
       layers=config.dgd_layers if config.dgd else 'none',
