@@ -207,12 +207,15 @@ class ContinuumConfig:
 class ModelConfig:
   """A language model: the mixer, what follows it, and their sizes."""
 
-  # hope: self-modifying Titans, then a CMS. hope_attention: softmax attention,
-  # then a CMS. titans: static projections and one MLP. transformer: softmax
-  # attention and one SwiGLU MLP (Transformer++).
-  architecture: Literal['hope', 'hope_attention', 'titans', 'transformer'] = (
-      'hope'
-  )
+  # The mixer of a block. hope: self-modifying Titans, hope_attention: softmax
+  # attention; a CMS follows these two, and one SwiGLU MLP all others.
+  # transformer: softmax attention (Transformer++; a sliding window by
+  # attention_window). titans, ttt: settings of `titans`, see models/blocks.py.
+  # linear_attention, retnet, deltanet, gated_deltanet: nested/linear_memory.py.
+  architecture: Literal[
+      'hope', 'hope_attention', 'transformer', 'titans', 'ttt',
+      'linear_attention', 'retnet', 'deltanet', 'gated_deltanet', 'lstm',
+  ] = 'hope'
   vocab_size: int = 256
   dim: int = 256
   layers: int = 4
@@ -352,7 +355,7 @@ class Config:
     shortest = min(titans.chunk, titans.projection_chunk)
     _require(
         titans.grid != 'aligned'
-        or self.model.architecture not in ('hope', 'titans')
+        or self.model.architecture not in ('hope', 'titans', 'ttt')
         or self.data.align % shortest == 0,
         "TitansConfig.grid='aligned' needs DataConfig.align to be a multiple of"
         f' the shorter chunk; got align={self.data.align}, chunk={shortest}',
@@ -417,11 +420,12 @@ def _build(kind: type, values: Any, path: str) -> Any:
   return kind(**kwargs)
 
 
-def from_dict(values: Mapping[str, Any]) -> Config:
-  """Builds a `Config` from nested mappings (an `ml_collections.ConfigDict`).
+def from_dict(values: Mapping[str, Any], kind: type = Config) -> Any:
+  """Builds a configuration from nested mappings (as of `ml_collections`).
 
   Args:
     values: fields by name, nested by group; what is absent keeps its default.
+    kind: its dataclass.
 
   Returns:
     The validated configuration.
@@ -430,7 +434,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     ConfigError: on an unknown field (with the nearest name), a wrong type, or
       values that contradict each other; the message is one line.
   """
-  return _build(Config, values, '')
+  return _build(kind, values, '')
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Two kinds of chart, drawn as inline SVG.
+"""Charts, drawn as inline SVG.
 
 Colours, fonts and strokes are left to the style sheet of the page (classes
 `axis`, `grid`, `s0`, `s1`, ...), so that one drawing serves light and dark.
+`document` makes a file of a drawing, with a style sheet of its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +11,20 @@ import math
 from typing import NamedTuple
 
 WIDTH = 640
+# Of drawings that stand alone: mid tones that can be read on white and black.
+_COLOURS = ('#1f8fc0', '#d9730d', '#8a939b', '#7f68d0')
+_STYLE = (
+    'svg { font: 13px system-ui, sans-serif; fill: #7a858e; }'
+    ' .grid { stroke: #8a939b; stroke-opacity: .3; }'
+    ' .reference { stroke: #8a939b; stroke-dasharray: 2 4; }'
+    ' .line { fill: none; stroke-width: 2.25; }'
+    ' .error { stroke-width: 1.5; }'
+    + ''.join(
+        f' .s{i} {{ fill: {c}; }} .line.s{i}, .error.s{i}'
+        f' {{ fill: none; stroke: {c}; }}'
+        for i, c in enumerate(_COLOURS)
+    )
+)
 
 
 class Line(NamedTuple):
@@ -126,6 +141,13 @@ def lines(
   for y, name, style in _spread(names, top, height - bottom):
     parts.append(_text(width - right + 10, y + 4, name, style))
   return _svg(title, width, height, parts)
+
+
+def document(drawing: str) -> str:
+  """Returns a drawing as an SVG file."""
+  opening = '<svg xmlns="http://www.w3.org/2000/svg" '
+  style = f'><style>{_STYLE}</style>'
+  return drawing.replace('<svg ', opening, 1).replace('>', style, 1)
 
 
 def round_ticks(low: float, high: float, about: int = 5) -> list[float]:

@@ -68,57 +68,10 @@ def titans_options(config: TitansConfig, precision: str) -> titans.Options:
   )
 
 
-class SelfModifyingTitans(nn.Module):
-  """x -> O(gate(x) * Norm(o)), o from memories that rewrite themselves (NL §8).
-
-  Streams: an optional static projection, a causal convolution of window 4 and
-  SiLU, then heads of width D / H. See `nested.titans` for what happens next.
-  """
+class MemoryMixer(nn.Module):
+  """What mixers with a memory a head share: the streams in, the gate out."""
 
   config: ModelConfig
-
-  @nn.compact
-  def __call__(
-      self, x: Array, state: PyTree | None, packing: Packing
-  ) -> tuple[Array, PyTree]:
-    """Mixes tokens.
-
-    Args:
-      x: normalised residual stream, [B, T, D].
-      state: {'titans': TitansState, 'tail': of the convolution} or None.
-      packing: document structure of the batch.
-
-    Returns:
-      [B, T, D] and the new state.
-    """
-    config = self.config
-    dtype = jnp.dtype(config.dtype)
-    options = titans_options(
-        config.titans, 'bf16' if dtype == jnp.bfloat16 else 'float32'
-    )
-    tail = None if state is None else state['tail']
-    streams, new_tail = rematerialized(SelfModifyingTitans.streams, config)(
-        self, x, tail, packing
-    )
-    o, titans_state, diagnostics = titans.layer(
-        self.initial(options, config.dim // config.heads),
-        streams,
-        None if state is None else state['titans'],
-        options=options,
-        starts=packing.starts,
-        present=packing.present,
-    )
-    # Every row and head owns its memories: split like them, never gathered.
-    titans_state = jax.tree.map(
-        lambda w: constrain(w, 'batch', 'heads', 'memory', 'memory')
-        if w.ndim == 4
-        else w,
-        titans_state,
-    )
-    for name, value in diagnostics.items():
-      self.sow('diagnostics', name, value, reduce_fn=lambda _, b: b)
-    out = rematerialized(SelfModifyingTitans.output, config)(self, x, o)
-    return out, {'titans': titans_state, 'tail': new_tail}
 
   def streams(
       self, x: Array, tail: Array | None, packing: Packing
@@ -163,6 +116,57 @@ class SelfModifyingTitans(nn.Module):
         name='out',
     )(gate * o)
 
+
+class SelfModifyingTitans(MemoryMixer):
+  """x -> O(gate(x) * Norm(o)), o from memories that rewrite themselves (NL §8).
+
+  Streams: an optional static projection, a causal convolution of window 4 and
+  SiLU, then heads of width D / H. See `nested.titans` for what happens next.
+  """
+
+  @nn.compact
+  def __call__(
+      self, x: Array, state: PyTree | None, packing: Packing
+  ) -> tuple[Array, PyTree]:
+    """Mixes tokens.
+
+    Args:
+      x: normalised residual stream, [B, T, D].
+      state: {'titans': TitansState, 'tail': of the convolution} or None.
+      packing: document structure of the batch.
+
+    Returns:
+      [B, T, D] and the new state.
+    """
+    config = self.config
+    dtype = jnp.dtype(config.dtype)
+    options = titans_options(
+        config.titans, 'bf16' if dtype == jnp.bfloat16 else 'float32'
+    )
+    tail = None if state is None else state['tail']
+    streams, new_tail = rematerialized(SelfModifyingTitans.streams, config)(
+        self, x, tail, packing
+    )
+    o, titans_state, diagnostics = titans.layer(
+        self.initial(options, config.dim // config.heads),
+        streams,
+        None if state is None else state['titans'],
+        options=options,
+        starts=packing.starts,
+        present=packing.present,
+    )
+    # Every row and head owns its memories: split like them, never gathered.
+    titans_state = jax.tree.map(
+        lambda w: constrain(w, 'batch', 'heads', 'memory', 'memory')
+        if w.ndim == 4
+        else w,
+        titans_state,
+    )
+    for name, value in diagnostics.items():
+      self.sow('diagnostics', name, value, reduce_fn=lambda _, b: b)
+    out = rematerialized(SelfModifyingTitans.output, config)(self, x, o)
+    return out, {'titans': titans_state, 'tail': new_tail}
+
   def initial(self, options: titans.Options, head_dim: int) -> dict:
     """Declares the outer parameters of `nested.titans.layer`."""
     config, heads = self.config.titans, self.config.heads
@@ -182,6 +186,9 @@ class SelfModifyingTitans(nn.Module):
       init = nn.initializers.constant(value)
       return partitioned(init, 'heads')
 
+    eta_gate = _logit(config.eta_init)
+    if config.eigenvalues == 'signed':  # that of a hard sigmoid
+      eta_gate = 6 * config.eta_init - 3
     small = config.projection_expansion
     memories = {
         titans.MAIN: memory('main', head_dim, config.expansion),
@@ -193,7 +200,7 @@ class SelfModifyingTitans(nn.Module):
     params = {
         'memories': memories,
         'bias_eta': self.param(
-            'bias_eta', bias(_logit(config.eta_init)), (heads,)
+            'bias_eta', bias(eta_gate), (heads,)
         ),
         'bias_alpha': self.param(
             'bias_alpha', bias(_logit(config.retention_init)), (heads,)

@@ -29,14 +29,18 @@ not amplify it, with mu_t = sigmoid(x_t w_mu + b_mu).
 **Signed eigenvalues** (`eigenvalues='signed'`). Along k_t the map has the
 eigenvalue lambda = alpha - eta |k|^2. Above, 0 <= lambda <= alpha: a memory can
 fade and be replaced, but not turn over, and so cannot count modulo two. With
-eta_t = (1 + alpha_t) eta_max sigmoid(.) it reaches -1, a reflection, and the
-map still never lengthens anything. Targets then shrink by `room`, so that
-eta c <= 1 - |lambda| wherever |lambda| exceeds alpha: with the unit targets
-above, |M_t| <= max(alpha |M_{t-1}| + 1, |M_{t-1}|, 1), no token can push a
-memory beyond max(|M_0|, 1 / (1 - alpha)), and a full reflection writes nothing.
-(Momentum spreads a write over later tokens, and this bound is then one for the
-average.) A reflection is exact in the chunk form too: it depends on the token's
-own key and rate, and, as nothing is written, on no frozen copy.
+eta_t = (1 + alpha_t) eta_max hard_sigmoid(.) it reaches -1, a reflection, and
+the map still never lengthens anything. hard_sigmoid(x) = clip(x / 6 + 1 / 2)
+reaches 0 and 1: sigmoid only nears them, and a count would fade with the
+length. Targets shrink by `room`, so that eta room <= 1 - |lambda| wherever
+|lambda| > alpha: with targets in the unit ball
+
+    |M_t| <= max(alpha |M_{t-1}| + 1, |M_{t-1}|, 1),
+
+no token pushes a memory beyond max(|M_0|, 1 / (1 - alpha)), and a full
+reflection writes nothing. (This is without momentum, which spreads a write over
+the tokens after it.) A reflection is exact in the chunk form too: it depends on
+the token's own key and rate, and, as nothing is written, on no frozen copy.
 """
 
 from typing import NamedTuple
@@ -182,10 +186,10 @@ def project(params, frozen, columns, x, options):
   log_alpha = jax.nn.log_sigmoid(gate('alpha'))
   if not options.retention:
     log_alpha = jnp.zeros_like(log_alpha)
-  most = jnp.exp(log_alpha)
+  most, share = jnp.exp(log_alpha), jax.nn.sigmoid
   if options.eigenvalues == 'signed':
-    most = 1 + most
-  eta = most * options.eta_max * jax.nn.sigmoid(gate('eta'))
+    most, share = 1 + most, jax.nn.hard_sigmoid
+  eta = most * options.eta_max * share(gate('eta'))
   log_mu = None
   if options.momentum:
     log_mu = jax.nn.log_sigmoid(

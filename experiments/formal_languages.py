@@ -1,0 +1,88 @@
+"""Formal languages: what each architecture can compute (NL Table 5).
+
+  python -m hope_jax.evals.sweep --config=experiments/formal_languages.py
+  python -m hope_jax.evals.sweep --config=experiments/formal_languages.py:tiny
+
+Published files, made by github.com/IDSIA/fwp-formal-lang, or your own language:
+
+  ... --config.data_dir=data/parity       train_50.src, train_50.tgt, valid_50.*
+  ... --config.language=mine.py:function  see hope_jax/tasks/formal_languages.py
+
+The paper has 100 / 100 for Hope on all six, and 0 on Bin1 of Parity, (aa)* and
+(abab)* for the Transformer and the linear Transformer. What is reproduced so
+far, and how, is in experiments/formal_languages/README.md.
+"""
+
+import ml_collections
+
+LANGUAGES = (
+    'parity', 'aa_star', 'abab_star', 'anbn', 'anbncn', 'shuffle2', 'dyck1',
+    'reset_dyck1',
+)
+# Keys, values and rates of a token must not depend on what came before it, or
+# an automaton learned on 50 symbols drifts on 500: static memories for them.
+HOPE = {
+    'architecture': 'hope',
+    'continuum': {'periods': (1,)},
+    'titans': {
+        'memory': 'matrix',
+        'momentum': False,
+        'conv': False,
+        'eigenvalues': 'signed',
+        'adaptive_k': False,
+        'adaptive_v': False,
+        'adaptive_gates': False,
+        'chunk': 1,
+        'projection_chunk': 1,
+    },
+}
+CHUNKED = {'titans': {'chunk': 16, 'projection_chunk': 16}}
+
+
+def get_config(form: str = 'full') -> ml_collections.ConfigDict:
+  if form not in ('full', 'tiny'):
+    raise ValueError(f"the form is 'full' or 'tiny'; got {form!r}")
+  tiny = form == 'tiny'
+  rows = {
+      'LSTM': {'architecture': 'lstm'},
+      'Transformer': {'architecture': 'transformer'},
+      'Linear Transformer': {'architecture': 'linear_attention'},
+      'DeltaNet': {'architecture': 'deltanet'},
+      'Hope, chunk 1': HOPE,
+      'Hope, chunk 16': HOPE | {'titans': HOPE['titans'] | CHUNKED['titans']},
+      'Hope, positive eigenvalues': HOPE
+      | {'titans': HOPE['titans'] | {'eigenvalues': 'positive'}},
+  }
+  return ml_collections.ConfigDict({
+      'task': 'formal_languages',
+      'results': 'runs/formal_languages_tiny'
+      if tiny
+      else 'experiments/formal_languages/results',
+      'readme': ''
+      if tiny
+      else 'experiments/formal_languages/README.md',
+      'columns': ('parity',) if tiny else LANGUAGES,
+      'seeds': (0,) if tiny else (0, 1, 2),
+      'counts': {'train': 64, 'bin0': 8, 'bin1': 8} if tiny else {},
+      'rows': {name: {'model': fields} for name, fields in rows.items()},
+      'base': {
+          'model': {
+              'dim': 16 if tiny else 32,
+              'layers': 1,
+              'heads': 2,
+              'remat': 'none',
+          },
+          'data': {'batch_size': 8 if tiny else 32, 'sequence_length': 50},
+          'optimizer': {
+              'learning_rate': 1e-2,
+              'warmup_steps': 1 if tiny else 50,
+              'weight_decay': 0.01,
+          },
+          'train': {
+              'steps': 2 if tiny else 3000,
+              'log_every': 1 if tiny else 100,
+              'eval_every': 2 if tiny else 100,
+              'max_seconds': 0.0 if tiny else 1500.0,
+          },
+      },
+  })

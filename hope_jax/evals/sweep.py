@@ -1,0 +1,326 @@
+"""A table of an experiment: rows x columns x seeds, one JSON a cell.
+
+  python -m hope_jax.evals.sweep --config=experiments/formal_languages.py
+  python -m hope_jax.evals.sweep --config=experiments/formal_languages.py:tiny
+  python -m hope_jax.evals.sweep --config=... --render
+
+Trains and measures each cell that has no result yet, and writes the README of
+the experiment anew between its markers. Stopped at any moment, the same command
+goes on: a cell is a file, written whole or not at all, and an interrupted cell
+starts over. --render only writes the README. Fields of `SweepConfig` and, under
+`base`, of `Config`, can be changed on the command line:
+
+  --config.data_dir=DIR            the published files of a formal language
+  --config.language=FILE.py:NAME   a language of your own
+  --config.seeds=0,1 --config.columns=parity, --config.rows_run=Hope,LSTM
+  --config.base.train.steps=100 --config.results=runs/mine
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import sys
+import time
+from typing import Any, NamedTuple
+
+from hope_jax import config as config_lib
+from hope_jax import experiment
+from hope_jax.config import Config, ConfigError
+from hope_jax.evals import ablation, formal_languages, machine
+
+Result = dict[str, Any]
+
+
+class Task(NamedTuple):
+  """What a kind of experiment brings to the table."""
+
+  # (config of the cell, column, sweep) -> scores, JSON values by name; None: it
+  # was interrupted.
+  run: Callable[[Config, str, 'SweepConfig'], dict[str, Any] | None]
+  # Results of the experiment -> title of a table -> (row, column) -> text.
+  tables: Callable[[list[Result]], dict[str, dict[tuple[str, str], str]]]
+  # Results -> name of a figure -> SVG.
+  figures: Callable[[list[Result]], dict[str, str]]
+
+
+TASKS = {
+    'formal_languages': Task(
+        formal_languages.run, formal_languages.tables, formal_languages.figures
+    ),
+    'ablation': Task(ablation.run, ablation.tables, ablation.figures),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+  """An experiment of many small runs."""
+
+  task: str
+  # Where the cells go, and the README whose tables are made of them.
+  results: str
+  readme: str
+  # Row -> fields of `Config` that make it, on top of `base`.
+  rows: dict
+  base: dict = dataclasses.field(default_factory=dict)
+  columns: tuple[str, ...] = ()
+  seeds: tuple[int, ...] = (0, 1, 2)
+  # Column -> fields, on top of the row's.
+  column_base: dict = dataclasses.field(default_factory=dict)
+  # The rows to run; empty: all. All that have results are shown.
+  rows_run: tuple[str, ...] = ()
+  # Examples of each split of a generated task.
+  counts: dict = dataclasses.field(default_factory=dict)
+  lengths: dict = dataclasses.field(default_factory=dict)
+  # Formal languages from elsewhere; they take the place of the columns.
+  data_dir: str = ''
+  language: str = ''
+
+  def __post_init__(self):
+    if self.task not in TASKS:
+      raise ConfigError(
+          f'SweepConfig.task must be one of {", ".join(TASKS)};'
+          f' got {self.task!r}'
+      )
+    for row in self.rows_run:
+      if row not in self.rows:
+        raise ConfigError(
+            f'SweepConfig.rows_run: {row!r} is none of {", ".join(self.rows)}'
+        )
+    if self.data_dir and self.language:
+      raise ConfigError('SweepConfig: give data_dir or language, not both')
+
+  @property
+  def shown_columns(self) -> tuple[str, ...]:
+    """The columns, or the name of the language from elsewhere."""
+    if self.data_dir:
+      return (os.path.basename(os.path.normpath(self.data_dir)),)
+    if self.language:
+      return (self.language.partition(':')[2] or self.language,)
+    return self.columns
+
+
+class Cell(NamedTuple):
+  """One number of the table, for one seed."""
+
+  row: str
+  column: str
+  seed: int
+
+  def path(self, sweep: SweepConfig) -> str:
+    """Where its result is kept."""
+    slug = re.sub(r'[^a-z0-9]+', '_', f'{self.row} {self.column}'.lower())
+    return os.path.join(sweep.results, f'{slug.strip("_")}_{self.seed}.json')
+
+
+def cells(sweep: SweepConfig) -> Iterator[Cell]:
+  """Yields all cells, column by column: related numbers appear together."""
+  for column in sweep.shown_columns:
+    for row in sweep.rows_run or sweep.rows:
+      for seed in sweep.seeds:
+        yield Cell(row, column, seed)
+
+
+def settings(sweep: SweepConfig, cell: Cell) -> dict[str, Any]:
+  """Returns the fields of `Config` that the experiment sets for a cell."""
+  parts = [
+      sweep.base, sweep.rows[cell.row], sweep.column_base.get(cell.column, {}),
+      {'train': {'seed': cell.seed}, 'data': {'seed': cell.seed}},
+  ]
+  merged = {}
+  for part in parts:
+    merged = _merge(merged, part)
+  return merged
+
+
+def _merge(old: Any, new: Any) -> Any:
+  if not (isinstance(old, dict) and isinstance(new, dict)):
+    return new
+  return old | {k: _merge(old.get(k, {}), v) for k, v in new.items()}
+
+
+def run(sweep: SweepConfig) -> bool:
+  """Runs the cells that have no result.
+
+  Returns:
+    Whether all cells have a result now; False: it was interrupted.
+
+  Raises:
+    ConfigError: a cell cannot be run.
+  """
+  wanted = list(cells(sweep))
+  for number, cell in enumerate(wanted, 1):
+    if os.path.exists(cell.path(sweep)):
+      continue
+    print(
+        f'cell {number} of {len(wanted)}: {cell.row}, {cell.column},'
+        f' seed {cell.seed}',
+        file=sys.stderr,
+    )
+    fields = settings(sweep, cell)
+    wall, cpu = time.monotonic(), time.process_time()
+    scores = TASKS[sweep.task].run(
+        config_lib.from_dict(fields), cell.column, sweep
+    )
+    if scores is None:
+      return False
+    _write(cell.path(sweep), {
+        'row': cell.row,
+        'column': cell.column,
+        'seed': cell.seed,
+        'scores': scores,
+        'seconds': round(time.monotonic() - wall, 1),
+        'cpu_seconds': round(time.process_time() - cpu, 1),
+        'settings': fields,
+        'data': {
+            name: getattr(sweep, name)
+            for name in ('counts', 'lengths', 'data_dir', 'language')
+        },
+        'date': time.strftime('%Y-%m-%d', time.gmtime()),
+        'machine': machine.describe(),
+    })
+  return True
+
+
+def _write(path: str, result: Result) -> None:
+  """Writes a file whole or not at all."""
+  os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+  with open(path + '.new', 'w', encoding='utf-8') as file:
+    json.dump(result, file, indent=1)
+    file.write('\n')
+  os.replace(path + '.new', path)
+
+
+def read(sweep: SweepConfig) -> list[Result]:
+  """Returns the results there are, in the order of the table."""
+  found = []
+  with contextlib.suppress(FileNotFoundError):
+    for name in sorted(os.listdir(sweep.results)):
+      if name.endswith('.json'):
+        path = os.path.join(sweep.results, name)
+        with open(path, encoding='utf-8') as file:
+          found.append(json.load(file))
+  rows, columns = list(sweep.rows), list(sweep.shown_columns)
+  return sorted(
+      (r for r in found if r['row'] in rows and r['column'] in columns),
+      key=lambda r: (
+          rows.index(r['row']), columns.index(r['column']), r['seed']
+      ),
+  )
+
+
+BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
+
+
+def render(sweep: SweepConfig) -> str:
+  """Returns what belongs between the markers: tables, figures, provenance."""
+  results = read(sweep)
+  if not results:
+    return 'No results yet.'
+  parts = []
+  for title, entries in TASKS[sweep.task].tables(results).items():
+    rows = [r for r in sweep.rows if any(row == r for row, _ in entries)]
+    columns = [
+        c for c in sweep.shown_columns if any(col == c for _, col in entries)
+    ]
+    lines = [f'**{title}**', '', '| | ' + ' | '.join(columns) + ' |']
+    lines.append('|---' * (len(columns) + 1) + '|')
+    for row in rows:
+      texts = [entries.get((row, column), '') for column in columns]
+      lines.append(f'| {row} | ' + ' | '.join(texts) + ' |')
+    parts.append('\n'.join(lines))
+  for name in TASKS[sweep.task].figures(results):
+    parts.append(f'![{name}]({_figure_link(sweep, name)})')
+  parts.append(_provenance(results))
+  return '\n\n'.join(parts)
+
+
+def _figure_link(sweep: SweepConfig, name: str) -> str:
+  folder = os.path.relpath(sweep.results, os.path.dirname(sweep.readme) or '.')
+  return f'{folder}/{name}.svg'
+
+
+def _provenance(results: Sequence[Result]) -> str:
+  def every(name: str) -> str:
+    return ', '.join(sorted({r['machine'].get(name, '?') for r in results}))
+
+  hours = sum(r['cpu_seconds'] for r in results) / 3600
+  return (
+      f'{len(results)} cells; {hours:.2f} CPU hours on {every("device")}'
+      f' ({every("processor")}), jax {every("jax")}, Python {every("python")},'
+      f' commit {every("commit")}.'
+  )
+
+
+def write_readme(sweep: SweepConfig) -> None:
+  """Puts the rendered results into the README, and the figures beside them.
+
+  Raises:
+    ConfigError: the README has no markers.
+  """
+  for name, svg in TASKS[sweep.task].figures(read(sweep)).items():
+    path = os.path.join(sweep.results, f'{name}.svg')
+    with open(path, 'w', encoding='utf-8') as file:
+      file.write(svg + '\n')
+  with open(sweep.readme, encoding='utf-8') as file:
+    text = file.read()
+  with open(sweep.readme, 'w', encoding='utf-8') as file:
+    file.write(replaced(text, render(sweep), sweep.readme))
+
+
+def replaced(text: str, results: str, name: str) -> str:
+  """Returns `text` with `results` between its markers."""
+  before, begin, rest = text.partition(BEGIN)
+  _, end, after = rest.partition(END)
+  if not (begin and end):
+    raise ConfigError(f'{name!r} must have the lines {BEGIN} and {END}')
+  return f'{before}{BEGIN}\n{results}\n{END}{after}'
+
+
+def load(path: str, overrides: Sequence[tuple[str, str]] = ()) -> SweepConfig:
+  """Builds a sweep from an experiment file.
+
+  Args:
+    path: FILE, or FILE:ARGUMENT.
+    overrides: dotted field names and the texts of their values.
+
+  Raises:
+    ConfigError: something in them is wrong; for `base` and rows, too.
+  """
+  values = experiment.load(path)
+  experiment.override(values, overrides, SweepConfig)
+  sweep = config_lib.from_dict(values, SweepConfig)
+  for cell in cells(sweep):
+    config_lib.from_dict(settings(sweep, cell))
+  return sweep
+
+
+def main(args: Sequence[str]) -> int:
+  """Runs the command; returns its exit code (see `hope_jax.main.main`)."""
+  rest, overrides = experiment.split(args)
+  files = [a.removeprefix('--config=') for a in rest if '--config=' in a]
+  unknown = [a for a in rest if a != '--render' and '--config=' not in a]
+  try:
+    if len(files) != 1 or unknown:
+      raise ConfigError(
+          'wanted: --config=experiments/NAME.py [--config.x=y ...] [--render];'
+          f' got {" ".join(args) or "nothing"}'
+      )
+    sweep = load(files[0], overrides)
+    done = '--render' in rest or run(sweep)
+    if os.path.exists(sweep.readme):
+      write_readme(sweep)
+    print(render(sweep))
+  except (ConfigError, ValueError) as error:
+    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+    return 2
+  if not done:
+    print('stopped; the same command goes on', file=sys.stderr)
+    return 130
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))
