@@ -62,8 +62,8 @@ class SweepConfig:
   # Where the cells go, and the README whose tables are made of them.
   results: str
   readme: str
-  # Row -> fields of `Config` that make it, on top of `base`.
-  rows: dict
+  # The rows in order: 'name', and fields of `Config` on top of `base`.
+  rows: tuple[dict, ...]
   base: dict = dataclasses.field(default_factory=dict)
   columns: tuple[str, ...] = ()
   seeds: tuple[int, ...] = (0, 1, 2)
@@ -84,13 +84,22 @@ class SweepConfig:
           f'SweepConfig.task must be one of {", ".join(TASKS)};'
           f' got {self.task!r}'
       )
+    names = list(self.fields)
     for row in self.rows_run:
-      if row not in self.rows:
+      if row not in names:
         raise ConfigError(
-            f'SweepConfig.rows_run: {row!r} is none of {", ".join(self.rows)}'
+            f'SweepConfig.rows_run: {row!r} is none of {", ".join(names)}'
         )
     if self.data_dir and self.language:
       raise ConfigError('SweepConfig: give data_dir or language, not both')
+
+  @property
+  def fields(self) -> dict[str, dict]:
+    """Row -> its fields of `Config`."""
+    return {
+        row['name']: {k: v for k, v in row.items() if k != 'name'}
+        for row in self.rows
+    }
 
   @property
   def shown_columns(self) -> tuple[str, ...]:
@@ -118,7 +127,7 @@ class Cell(NamedTuple):
 def cells(sweep: SweepConfig) -> Iterator[Cell]:
   """Yields all cells, column by column: related numbers appear together."""
   for column in sweep.shown_columns:
-    for row in sweep.rows_run or sweep.rows:
+    for row in sweep.rows_run or sweep.fields:
       for seed in sweep.seeds:
         yield Cell(row, column, seed)
 
@@ -126,7 +135,8 @@ def cells(sweep: SweepConfig) -> Iterator[Cell]:
 def settings(sweep: SweepConfig, cell: Cell) -> dict[str, Any]:
   """Returns the fields of `Config` that the experiment sets for a cell."""
   parts = [
-      sweep.base, sweep.rows[cell.row], sweep.column_base.get(cell.column, {}),
+      sweep.base, sweep.fields[cell.row],
+      sweep.column_base.get(cell.column, {}),
       {'train': {'seed': cell.seed}, 'data': {'seed': cell.seed}},
   ]
   merged = {}
@@ -202,7 +212,7 @@ def read(sweep: SweepConfig) -> list[Result]:
         path = os.path.join(sweep.results, name)
         with open(path, encoding='utf-8') as file:
           found.append(json.load(file))
-  rows, columns = list(sweep.rows), list(sweep.shown_columns)
+  rows, columns = list(sweep.fields), list(sweep.shown_columns)
   return sorted(
       (r for r in found if r['row'] in rows and r['column'] in columns),
       key=lambda r: (
@@ -221,7 +231,7 @@ def render(sweep: SweepConfig) -> str:
     return 'No results yet.'
   parts = []
   for title, entries in TASKS[sweep.task].tables(results).items():
-    rows = [r for r in sweep.rows if any(row == r for row, _ in entries)]
+    rows = [r for r in sweep.fields if any(row == r for row, _ in entries)]
     columns = [
         c for c in sweep.shown_columns if any(col == c for _, col in entries)
     ]
