@@ -32,9 +32,6 @@ def _hope(**titans):
           'conv': False,
           'eigenvalues': 'signed',
           'retention': False,
-          'adaptive_k': False,
-          'adaptive_v': False,
-          'adaptive_gates': False,
           'chunk': 1,
           'projection_chunk': 1,
       }
@@ -53,6 +50,9 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
       'DeltaNet': {'architecture': 'deltanet'},
       'Hope': _hope(),
       'Hope, chunk 16': _hope(chunk=16, projection_chunk=16),
+      'Hope, chunk 16, given keys and rates': _hope(
+          chunk=16, projection_chunk=16, adaptive_k=False, adaptive_gates=False
+      ),
       'Hope, eigenvalues >= 0': _hope(eigenvalues='positive'),
   }
   return ml_collections.ConfigDict({
@@ -83,7 +83,7 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
           'train': {
               'steps': 2 if tiny else 3000,
               'log_every': 1 if tiny else 100,
-              'eval_every': 2 if tiny else 100,
+              'eval_every': 2 if tiny else 500,
               'max_seconds': 0.0 if tiny else 1500.0,
           },
       },
