@@ -49,20 +49,17 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
       'Linear Transformer': {'architecture': 'linear_attention'},
       'DeltaNet': {'architecture': 'deltanet'},
       'Hope': _hope(),
-      'Hope, chunk 16': _hope(chunk=16, projection_chunk=16),
-      'Hope, chunk 16, given keys and rates': _hope(
+      'Hope (chunk 16)': _hope(chunk=16, projection_chunk=16),
+      'Hope (chunk 16; given keys and rates)': _hope(
           chunk=16, projection_chunk=16, adaptive_k=False, adaptive_gates=False
       ),
-      'Hope, eigenvalues >= 0': _hope(eigenvalues='positive'),
+      'Hope (eigenvalues >= 0)': _hope(eigenvalues='positive'),
   }
   return ml_collections.ConfigDict({
       'task': 'formal_languages',
       'results': 'runs/formal_languages_tiny'
       if tiny
       else 'experiments/formal_languages/results',
-      'readme': ''
-      if tiny
-      else 'experiments/formal_languages/README.md',
       'columns': ('parity',) if tiny else LANGUAGES,
       'seeds': (0,) if tiny else (0, 1, 2),
       'counts': {'train': 64, 'bin0': 8, 'bin1': 8} if tiny else {},

@@ -4,15 +4,15 @@
   python -m hope_jax.evals.sweep --config=experiments/formal_languages.py:tiny
   python -m hope_jax.evals.sweep --config=... --render
 
-Trains and measures each cell that has no result yet, and writes the README of
-the experiment anew between its markers. Stopped at any moment, the same command
-goes on: a cell is a file, written whole or not at all, and an interrupted cell
-starts over. --render only writes the README. Fields of `SweepConfig` and, under
-`base`, of `Config`, can be changed on the command line:
+Trains and measures each cell that has no result yet. Stopped at any moment, the
+same command goes on: a cell is a file, written whole or not at all, and an
+interrupted cell starts over. Then, or at once with --render, the README beside
+the folder of results is written anew between its markers, if it has any. Fields
+of `SweepConfig` and, under `base`, of `Config`, can be changed:
 
   --config.data_dir=DIR            the published files of a formal language
-  --config.language=FILE.py:NAME   a language of your own
-  --config.seeds=0,1 --config.columns=parity, --config.rows_run=Hope,LSTM
+  --config.language=FILE.py:NAME   a language of your own; both into runs/NAME
+  --config.rows_run=Hope,LSTM --config.columns_run=parity --config.seeds=0,1
   --config.base.train.steps=100 --config.results=runs/mine
 """
 
@@ -59,9 +59,8 @@ class SweepConfig:
   """An experiment of many small runs."""
 
   task: str
-  # Where the cells go, and the README whose tables are made of them.
+  # Where the cells go; the README whose tables are made of them is beside it.
   results: str
-  readme: str
   # The rows in order: 'name', and fields of `Config` on top of `base`.
   rows: tuple[dict, ...]
   base: dict = dataclasses.field(default_factory=dict)
@@ -69,8 +68,9 @@ class SweepConfig:
   seeds: tuple[int, ...] = (0, 1, 2)
   # Column -> fields, on top of the row's.
   column_base: dict = dataclasses.field(default_factory=dict)
-  # The rows to run; empty: all. All that have results are shown.
+  # The rows and columns to run; empty: all. All that have results are shown.
   rows_run: tuple[str, ...] = ()
+  columns_run: tuple[str, ...] = ()
   # Examples of each split of a generated task.
   counts: dict = dataclasses.field(default_factory=dict)
   lengths: dict = dataclasses.field(default_factory=dict)
@@ -85,11 +85,15 @@ class SweepConfig:
           f' got {self.task!r}'
       )
     names = list(self.fields)
-    for row in self.rows_run:
-      if row not in names:
-        raise ConfigError(
-            f'SweepConfig.rows_run: {row!r} is none of {", ".join(names)}'
-        )
+    for field, wanted, known in (
+        ('rows_run', self.rows_run, names),
+        ('columns_run', self.columns_run, self.shown_columns),
+    ):
+      for name in wanted:
+        if name not in known:
+          raise ConfigError(
+              f'SweepConfig.{field}: {name!r} is none of {", ".join(known)}'
+          )
     if self.data_dir and self.language:
       raise ConfigError('SweepConfig: give data_dir or language, not both')
 
@@ -110,6 +114,17 @@ class SweepConfig:
       return (self.language.partition(':')[2] or self.language,)
     return self.columns
 
+  @property
+  def folder(self) -> str:
+    """Where the cells go: a language from elsewhere has a folder of its own."""
+    elsewhere = self.data_dir or self.language
+    return f'runs/{self.shown_columns[0]}' if elsewhere else self.results
+
+  @property
+  def readme(self) -> str:
+    """The README that the results are rendered into."""
+    return os.path.join(os.path.dirname(self.folder), 'README.md')
+
 
 class Cell(NamedTuple):
   """One number of the table, for one seed."""
@@ -121,12 +136,12 @@ class Cell(NamedTuple):
   def path(self, sweep: SweepConfig) -> str:
     """Where its result is kept."""
     slug = re.sub(r'[^a-z0-9]+', '_', f'{self.row} {self.column}'.lower())
-    return os.path.join(sweep.results, f'{slug.strip("_")}_{self.seed}.json')
+    return os.path.join(sweep.folder, f'{slug.strip("_")}_{self.seed}.json')
 
 
 def cells(sweep: SweepConfig) -> Iterator[Cell]:
   """Yields all cells, column by column: related numbers appear together."""
-  for column in sweep.shown_columns:
+  for column in sweep.columns_run or sweep.shown_columns:
     for row in sweep.rows_run or sweep.fields:
       for seed in sweep.seeds:
         yield Cell(row, column, seed)
@@ -162,14 +177,21 @@ def run(sweep: SweepConfig) -> bool:
   """
   wanted = list(cells(sweep))
   for number, cell in enumerate(wanted, 1):
-    if os.path.exists(cell.path(sweep)):
+    fields = settings(sweep, cell)
+    asked = {
+        'settings': fields,
+        'data': {
+            name: getattr(sweep, name)
+            for name in ('counts', 'lengths', 'data_dir', 'language')
+        },
+    }
+    if _is_done(cell.path(sweep), asked):
       continue
     print(
         f'cell {number} of {len(wanted)}: {cell.row}, {cell.column},'
         f' seed {cell.seed}',
         file=sys.stderr,
     )
-    fields = settings(sweep, cell)
     wall, cpu = time.monotonic(), time.process_time()
     scores = TASKS[sweep.task].run(
         config_lib.from_dict(fields), cell.column, sweep
@@ -183,14 +205,26 @@ def run(sweep: SweepConfig) -> bool:
         'scores': scores,
         'seconds': round(time.monotonic() - wall, 1),
         'cpu_seconds': round(time.process_time() - cpu, 1),
-        'settings': fields,
-        'data': {
-            name: getattr(sweep, name)
-            for name in ('counts', 'lengths', 'data_dir', 'language')
-        },
+        **asked,
         'date': time.strftime('%Y-%m-%d', time.gmtime()),
         'machine': machine.describe(),
     })
+  return True
+
+
+def _is_done(path: str, asked: dict[str, Any]) -> bool:
+  """Whether there is a result of what is asked for."""
+  try:
+    with open(path, encoding='utf-8') as file:
+      result = json.load(file)
+  except FileNotFoundError:
+    return False
+  for name, value in asked.items():
+    if result[name] != json.loads(json.dumps(value)):
+      raise ConfigError(
+          f'{path} was made with other {name}; remove it, or give another'
+          ' folder with --config.results'
+      )
   return True
 
 
@@ -207,9 +241,9 @@ def read(sweep: SweepConfig) -> list[Result]:
   """Returns the results there are, in the order of the table."""
   found = []
   with contextlib.suppress(FileNotFoundError):
-    for name in sorted(os.listdir(sweep.results)):
+    for name in sorted(os.listdir(sweep.folder)):
       if name.endswith('.json'):
-        path = os.path.join(sweep.results, name)
+        path = os.path.join(sweep.folder, name)
         with open(path, encoding='utf-8') as file:
           found.append(json.load(file))
   rows, columns = list(sweep.fields), list(sweep.shown_columns)
@@ -242,14 +276,9 @@ def render(sweep: SweepConfig) -> str:
       lines.append(f'| {row} | ' + ' | '.join(texts) + ' |')
     parts.append('\n'.join(lines))
   for name in TASKS[sweep.task].figures(results):
-    parts.append(f'![{name}]({_figure_link(sweep, name)})')
+    parts.append(f'![{name}]({os.path.basename(sweep.folder)}/{name}.svg)')
   parts.append(_provenance(results))
   return '\n\n'.join(parts)
-
-
-def _figure_link(sweep: SweepConfig, name: str) -> str:
-  folder = os.path.relpath(sweep.results, os.path.dirname(sweep.readme) or '.')
-  return f'{folder}/{name}.svg'
 
 
 def _provenance(results: Sequence[Result]) -> str:
@@ -265,27 +294,24 @@ def _provenance(results: Sequence[Result]) -> str:
 
 
 def write_readme(sweep: SweepConfig) -> None:
-  """Puts the rendered results into the README, and the figures beside them.
-
-  Raises:
-    ConfigError: the README has no markers.
-  """
+  """Draws the figures, and puts the results into the README if it is ours."""
   for name, svg in TASKS[sweep.task].figures(read(sweep)).items():
-    path = os.path.join(sweep.results, f'{name}.svg')
+    path = os.path.join(sweep.folder, f'{name}.svg')
     with open(path, 'w', encoding='utf-8') as file:
       file.write(svg + '\n')
-  with open(sweep.readme, encoding='utf-8') as file:
-    text = file.read()
-  with open(sweep.readme, 'w', encoding='utf-8') as file:
-    file.write(replaced(text, render(sweep), sweep.readme))
+  with contextlib.suppress(FileNotFoundError):
+    with open(sweep.readme, encoding='utf-8') as file:
+      text = file.read()
+    with open(sweep.readme, 'w', encoding='utf-8') as file:
+      file.write(replaced(text, render(sweep)))
 
 
-def replaced(text: str, results: str, name: str) -> str:
-  """Returns `text` with `results` between its markers."""
+def replaced(text: str, results: str) -> str:
+  """Returns `text` with `results` between its markers, if it has them."""
   before, begin, rest = text.partition(BEGIN)
   _, end, after = rest.partition(END)
   if not (begin and end):
-    raise ConfigError(f'{name!r} must have the lines {BEGIN} and {END}')
+    return text
   return f'{before}{BEGIN}\n{results}\n{END}{after}'
 
 
@@ -320,8 +346,7 @@ def main(args: Sequence[str]) -> int:
       )
     sweep = load(files[0], overrides)
     done = '--render' in rest or run(sweep)
-    if os.path.exists(sweep.readme):
-      write_readme(sweep)
+    write_readme(sweep)
     print(render(sweep))
   except (ConfigError, ValueError) as error:
     print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
