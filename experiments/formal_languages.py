@@ -32,6 +32,8 @@ def _hope(**titans):
           'conv': False,
           'eigenvalues': 'signed',
           'retention': False,
+          'adaptive_k': False,
+          'adaptive_gates': False,
           'chunk': 1,
           'projection_chunk': 1,
       }
@@ -50,8 +52,8 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
       'DeltaNet': {'architecture': 'deltanet'},
       'Hope': _hope(),
       'Hope (chunk 16)': _hope(chunk=16, projection_chunk=16),
-      'Hope (chunk 16; given keys and rates)': _hope(
-          chunk=16, projection_chunk=16, adaptive_k=False, adaptive_gates=False
+      'Hope (keys and rates adapt)': _hope(
+          adaptive_k=True, adaptive_gates=True
       ),
       'Hope (eigenvalues >= 0)': _hope(eigenvalues='positive'),
   }
