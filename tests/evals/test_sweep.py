@@ -180,3 +180,18 @@ def test_the_published_files_train(tmp_path, monkeypatch):
   scores = json.loads(file.read_text())['scores']
   assert {'bin0', 'bin1', 'steps'} <= set(scores)
   assert 'bin2' not in scores
+
+
+def test_the_tiny_form_of_the_ablation(tmp_path):
+  """If it fails, a row of Table 6 cannot be run."""
+  path = str(ROOT / 'experiments' / 'ablation.py')
+  rows = [cell.row for cell in sweep_lib.cells(sweep_lib.load(path))]
+  assert len(rows) == 8 * 3
+  assert sweep_lib.main([
+      f'--config={path}:tiny', f'--config.results={tmp_path}/results',
+      '--config.rows_run=without DGD',
+  ]) == 0
+  (file,) = (tmp_path / 'results').glob('*.json')
+  result = json.loads(file.read_text())
+  assert 1 < result['scores']['perplexity'] < 512
+  assert result['settings']['model']['titans']['dgd'] is False
