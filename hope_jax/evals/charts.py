@@ -143,6 +143,52 @@ def lines(
   return _svg(title, width, height, parts)
 
 
+def heat_map(
+    title: str,
+    values: Sequence[Sequence[float]],
+    *,
+    x_names: Sequence[str],
+    x_label: str,
+    y_names: Sequence[str],
+    y_label: str,
+    width: int = WIDTH,
+) -> str:
+  """Draws a table of shares as squares, the darker the more, with percents.
+
+  Args:
+    title: what a screen reader says.
+    values: rows of shares in [0, 1], from the top.
+    x_names: of the columns.
+    x_label: what x is.
+    y_names: of the rows.
+    y_label: what y is.
+    width: of the drawing, in user units.
+  """
+  left, top, row = 64, 22, 34
+  column = (width - left) / len(x_names)
+  parts = [_text(left - 12, 14, y_label, 'label', 'end')]
+  for i, (name, shares) in enumerate(zip(y_names, values)):
+    y = top + i * row
+    parts.append(_text(left - 12, y + 21, name, 'tick', 'end'))
+    for j, share in enumerate(shares):
+      x = left + j * column
+      parts.append(
+          f'<rect class="heat s0" x="{x + 1:.1f}" y="{y + 1}"'
+          f' width="{column - 2:.1f}" height="{row - 2}"'
+          f' fill-opacity="{0.08 + 0.72 * share:.3f}"/>'
+          + _text(
+              x + column / 2, y + 21, f'{100 * share:.0f}', 'value', 'middle'
+          )
+      )
+  bottom = top + len(y_names) * row
+  for j, name in enumerate(x_names):
+    x = left + (j + 0.5) * column
+    parts.append(_text(x, bottom + 18, name, 'tick', 'middle'))
+  middle = (left + width) / 2
+  parts.append(_text(middle, bottom + 38, x_label, 'label', 'middle'))
+  return _svg(title, width, bottom + 46, parts)
+
+
 def document(drawing: str) -> str:
   """Returns a drawing as an SVG file."""
   opening = '<svg xmlns="http://www.w3.org/2000/svg" '

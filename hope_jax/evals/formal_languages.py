@@ -1,7 +1,6 @@
 """Trains a model on a formal language and scores it by length (Table 5)."""
 
 from collections.abc import Sequence
-import dataclasses
 import statistics
 from typing import Any
 
@@ -11,11 +10,8 @@ import numpy as np
 from hope_jax import sharding
 from hope_jax.config import Config, ConfigError
 from hope_jax.evals import charts, labelling
-from hope_jax.models.factory import language_model
 from hope_jax.tasks import formal_languages as task
-from hope_jax.tasks.labelling import Encoded, Epochs, encode
-from hope_jax.train import labelling as loss_lib
-from hope_jax.train import loop
+from hope_jax.tasks.labelling import Encoded, encode
 
 BINS = ('bin0', 'bin1', 'bin2', 'bin3')
 
@@ -55,53 +51,34 @@ def run(config: Config, column: str, sweep) -> dict[str, Any] | None:
     string of that symbol. None: interrupted.
   """
   encoded = encode(splits(column, sweep, config.data.seed))
-  size = max(len(encoded.symbols), len(encoded.names))
-  config = dataclasses.replace(
-      config, model=dataclasses.replace(config.model, vocab_size=size)
-  )
-  model = language_model(config.model)
-  batch = config.data.batch_size
+  watched = [name for name in BINS[:2] if name in encoded.splits]
+  solved = []
 
-  def score(params, bins):
+  def score(model, params, bins=watched):
     scores = {}
     for name in bins:
-      found = labelling.evaluate(model, params, encoded.splits[name], batch)
+      found = labelling.evaluate(
+          model, params, encoded.splits[name], config.data.batch_size
+      )
       scores[name] = found['exact']
       scores[f'{name}_positions'] = found['positions']
     return scores
-
-  watched = [name for name in BINS[:2] if name in encoded.splits]
-  solved = []
 
   def until(scores):
     solved.append(all(scores[name] == 1 for name in watched))
     return solved[-2:] == [True, True]
 
-  trained = loop.train(
-      model,
-      Epochs(encoded.splits['train'], batch, config.data.seed),
-      config,
-      loss_fn=loss_lib.make_loss_fn(model),
-      evaluate=lambda params: score(params, watched),
-      until=until,
+  trained = labelling.train(
+      config, encoded.splits['train'],
+      max(len(encoded.symbols), len(encoded.names)), score=score, until=until,
   )
-  if trained.stopped not in ('done', 'until', 'time'):
+  if trained is None:
     return None
-  params = trained.state.params
-  last = {r['split']: r for r in trained.history}
-  speeds = [
-      r['tokens_per_second'] for r in trained.history if r['split'] == 'train'
-  ]
+  model, params, facts = trained
   with jax.set_mesh(sharding.make_mesh(config.mesh)):
-    scores = score(params, [b for b in BINS if b in encoded.splits])
-    scores |= {
-        'steps': int(trained.state.step),
-        'stopped': trained.stopped,
-        'loss': last['train']['loss'],
-        'tokens_per_second': round(statistics.median(speeds)),
-    }
+    scores = score(model, params, [b for b in BINS if b in encoded.splits])
     found = eigenvalues(model, params, encoded)
-  return scores | ({'eigenvalues': found} if found else {})
+  return scores | facts | ({'eigenvalues': found} if found else {})
 
 
 def eigenvalues(model, params, encoded: Encoded) -> dict[str, list[float]]:

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from hope_jax import config as config_lib
 from hope_jax import experiment
 from hope_jax.config import Config, ConfigError
-from hope_jax.evals import ablation, formal_languages, machine
+from hope_jax.evals import ablation, formal_languages, machine, recall
 
 Result = dict[str, Any]
 
@@ -51,6 +51,9 @@ TASKS = {
         formal_languages.run, formal_languages.tables, formal_languages.figures
     ),
     'ablation': Task(ablation.run, ablation.tables, ablation.figures),
+    'mad': Task(recall.run_mad, recall.tables, lambda results: {}),
+    'mqar': Task(recall.run_mqar, recall.tables, recall.mqar_figures),
+    'needles': Task(recall.run_needles, recall.tables, recall.needle_figures),
 }
 
 
@@ -71,7 +74,7 @@ class SweepConfig:
   # The rows and columns to run; empty: all. All that have results are shown.
   rows_run: tuple[str, ...] = ()
   columns_run: tuple[str, ...] = ()
-  # Examples of each split of a generated task.
+  # Examples of each split, and lengths; what is absent is the task's own.
   counts: dict = dataclasses.field(default_factory=dict)
   lengths: dict = dataclasses.field(default_factory=dict)
   # Formal languages from elsewhere; they take the place of the columns.

@@ -5,6 +5,7 @@ import glob
 import json
 import os
 import pathlib
+import xml.etree.ElementTree
 
 import pytest
 
@@ -195,3 +196,28 @@ def test_the_tiny_form_of_the_ablation(tmp_path):
   result = json.loads(file.read_text())
   assert 1 < result['scores']['perplexity'] < 512
   assert result['settings']['model']['titans']['dgd'] is False
+
+
+@pytest.mark.parametrize(
+    ('name', 'row', 'column', 'figure'),
+    [
+        ('mad', 'DeltaNet', 'memorization', None),
+        ('mqar', 'DeltaNet 32', '4', 'state'),
+        ('needles', 'Transformer', 's_niah_1', 's_niah_1_transformer'),
+    ],
+)
+def test_the_tiny_forms_of_recall(tmp_path, name, row, column, figure):
+  """If it fails, a task of recall cannot be trained, scored or drawn."""
+  path = str(ROOT / 'experiments' / f'{name}.py')
+  assert list(sweep_lib.cells(sweep_lib.load(path)))
+  assert sweep_lib.main([
+      f'--config={path}:tiny', f'--config.results={tmp_path}/results',
+      f'--config.rows_run={row},', f"--config.columns_run=('{column}',)",
+  ]) == 0
+  (file,) = (tmp_path / 'results').glob('*.json')
+  scores = json.loads(file.read_text())['scores']
+  assert all(0 <= x <= 1 for x in scores['answers'].values())
+  assert scores['state_bytes'] > 0 and scores['parameters'] > 0
+  if figure:
+    svg = (tmp_path / 'results' / f'{figure}.svg').read_text()
+    xml.etree.ElementTree.fromstring(svg)
