@@ -11,7 +11,7 @@ the folder of results is written anew between its markers, if it has any. Fields
 of `SweepConfig` and, under `base`, of `Config`, can be changed:
 
   --config.data_dir=DIR            the published files of a formal language
-  --config.language=FILE.py:NAME   a language of your own; both into runs/NAME
+  --config.language=FILE.py:NAME   a language of your own; both into runs/
   --config.rows_run=Hope,LSTM --config.columns_run=parity --config.seeds=0,1
   --config.base.train.steps=100 --config.results=runs/mine
 """
@@ -19,6 +19,7 @@ of `SweepConfig` and, under `base`, of `Config`, can be changed:
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -121,12 +122,16 @@ class SweepConfig:
   def folder(self) -> str:
     """Where the cells go: a language from elsewhere has a folder of its own."""
     elsewhere = self.data_dir or self.language
-    return f'runs/{self.shown_columns[0]}' if elsewhere else self.results
+    return f'runs/{_slug(elsewhere)}' if elsewhere else self.results
 
   @property
   def readme(self) -> str:
     """The README that the results are rendered into."""
     return os.path.join(os.path.dirname(self.folder), 'README.md')
+
+
+def _slug(text: str) -> str:
+  return re.sub(r'[^a-z0-9]+', '_', text.lower()).strip('_')
 
 
 class Cell(NamedTuple):
@@ -138,8 +143,8 @@ class Cell(NamedTuple):
 
   def path(self, sweep: SweepConfig) -> str:
     """Where its result is kept."""
-    slug = re.sub(r'[^a-z0-9]+', '_', f'{self.row} {self.column}'.lower())
-    return os.path.join(sweep.folder, f'{slug.strip("_")}_{self.seed}.json')
+    name = _slug(f'{self.row} {self.column} {self.seed}')
+    return os.path.join(sweep.folder, f'{name}.json')
 
 
 def cells(sweep: SweepConfig) -> Iterator[Cell]:
@@ -181,13 +186,7 @@ def run(sweep: SweepConfig) -> bool:
   wanted = list(cells(sweep))
   for number, cell in enumerate(wanted, 1):
     fields = settings(sweep, cell)
-    asked = {
-        'settings': fields,
-        'data': {
-            name: getattr(sweep, name)
-            for name in ('counts', 'lengths', 'data_dir', 'language')
-        },
-    }
+    asked = {'settings': fields, 'data': _data(sweep)}
     if _is_done(cell.path(sweep), asked):
       continue
     print(
@@ -215,6 +214,24 @@ def run(sweep: SweepConfig) -> bool:
   return True
 
 
+def _data(sweep: SweepConfig) -> dict[str, Any]:
+  """Returns what decides a cell's examples besides column and seed."""
+  digest = hashlib.sha256()
+  files = [sweep.language.partition(':')[0]] if sweep.language else []
+  if sweep.data_dir and os.path.isdir(sweep.data_dir):
+    files = [
+        os.path.join(sweep.data_dir, name)
+        for name in sorted(os.listdir(sweep.data_dir))
+        if name.endswith(('.src', '.tgt'))
+    ]
+  for name in files:
+    with contextlib.suppress(FileNotFoundError), open(name, 'rb') as file:
+      digest.update(file.read())
+  fields = ('counts', 'lengths', 'data_dir', 'language')
+  data = {name: getattr(sweep, name) for name in fields}
+  return data | ({'sha256': digest.hexdigest()} if files else {})
+
+
 def _is_done(path: str, asked: dict[str, Any]) -> bool:
   """Whether there is a result of what is asked for."""
   try:
@@ -225,8 +242,8 @@ def _is_done(path: str, asked: dict[str, Any]) -> bool:
   for name, value in asked.items():
     if result[name] != json.loads(json.dumps(value)):
       raise ConfigError(
-          f'{path} was made with other {name}; remove it, or give another'
-          ' folder with --config.results'
+          f'{path} was made with other {name}; remove it, or choose another'
+          ' folder by --config.results'
       )
   return True
 

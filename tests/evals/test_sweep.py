@@ -151,7 +151,7 @@ def test_the_tiny_form_of_formal_languages(tmp_path, monkeypatch):
       '--config.base.train.eval_every=5',
   ]
   assert sweep_lib.main(args) == 0
-  (file,) = (tmp_path / 'runs' / 'ones').glob('*.json')
+  (file,) = (tmp_path / 'runs' / 'mine_py_ones').glob('*.json')
   result = json.loads(file.read_text())
   assert result['column'] == 'ones'
   # Whatever comes, all is legal: learned before the last step.
@@ -173,14 +173,18 @@ def test_the_published_files_train(tmp_path, monkeypatch):
     for kind, lines in zip(('src', 'tgt'), text):
       (tmp_path / 'mine' / f'{name}.{kind}').write_text(lines)
   path = str(ROOT / 'experiments' / 'formal_languages.py')
-  assert sweep_lib.main([
+  args = [
       f'--config={path}:tiny', '--config.data_dir=mine',
       '--config.rows_run=LSTM,',
-  ]) == 0
+  ]
+  assert sweep_lib.main(args) == 0
   (file,) = (tmp_path / 'runs' / 'mine').glob('*.json')
   scores = json.loads(file.read_text())['scores']
   assert {'bin0', 'bin1', 'steps'} <= set(scores)
   assert 'bin2' not in scores
+  # Other strings in the same folder are another result.
+  (tmp_path / 'mine' / 'test_50.src').write_text('0 0 1\n')
+  assert sweep_lib.main(args) == 2
 
 
 def test_the_tiny_form_of_the_ablation(tmp_path):
