@@ -46,10 +46,14 @@ VARIANTS = {
         eigenvalues='signed', momentum=False, chunk=1, projection_chunk=1
     ),
     'chunk_1': dict(chunk=1, projection_chunk=1),
-    # What Titans itself is, see models/blocks.py.
+    # What Titans itself and a TTT layer are, see models/blocks.py.
     'titans': dict(
         objective='l2', eta_max=0.25, target='value', layers='none',
         adaptive=(),
+    ),
+    'ttt': dict(
+        objective='l2', eta_max=0.25, target='value', layers='none',
+        adaptive=(), retention=False, momentum=False,
     ),
 }
 
