@@ -70,8 +70,6 @@ class SweepConfig:
   base: dict = dataclasses.field(default_factory=dict)
   columns: tuple[str, ...] = ()
   seeds: tuple[int, ...] = (0, 1, 2)
-  # Column -> fields, on top of the row's.
-  column_base: dict = dataclasses.field(default_factory=dict)
   # The rows and columns to run; empty: all. All that have results are shown.
   rows_run: tuple[str, ...] = ()
   columns_run: tuple[str, ...] = ()
@@ -88,6 +86,8 @@ class SweepConfig:
           f'SweepConfig.task must be one of {", ".join(TASKS)};'
           f' got {self.task!r}'
       )
+    if not self.rows or any('name' not in row for row in self.rows):
+      raise ConfigError(f"SweepConfig.rows need a 'name' each; got {self.rows}")
     names = list(self.fields)
     for field, wanted, known in (
         ('rows_run', self.rows_run, names),
@@ -113,7 +113,7 @@ class SweepConfig:
   def shown_columns(self) -> tuple[str, ...]:
     """The columns, or the name of the language from elsewhere."""
     if self.data_dir:
-      return (os.path.basename(os.path.normpath(self.data_dir)),)
+      return (os.path.basename(os.path.abspath(self.data_dir)),)
     if self.language:
       return (self.language.partition(':')[2] or self.language,)
     return self.columns
@@ -122,7 +122,7 @@ class SweepConfig:
   def folder(self) -> str:
     """Where the cells go: a language from elsewhere has a folder of its own."""
     elsewhere = self.data_dir or self.language
-    return f'runs/{_slug(elsewhere)}' if elsewhere else self.results
+    return f'runs/{_slug(elsewhere) or "here"}' if elsewhere else self.results
 
   @property
   def readme(self) -> str:
@@ -159,7 +159,6 @@ def settings(sweep: SweepConfig, cell: Cell) -> dict[str, Any]:
   """Returns the fields of `Config` that the experiment sets for a cell."""
   parts = [
       sweep.base, sweep.fields[cell.row],
-      sweep.column_base.get(cell.column, {}),
       {'train': {'seed': cell.seed}, 'data': {'seed': cell.seed}},
   ]
   merged = {}
@@ -371,6 +370,11 @@ def main(args: Sequence[str]) -> int:
   except (ConfigError, ValueError) as error:
     print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
     return 2
+  except FloatingPointError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+  except KeyboardInterrupt:
+    done = False
   if not done:
     print('stopped; the same command goes on', file=sys.stderr)
     return 130
