@@ -123,6 +123,7 @@ def test_mistakes_are_named(capsys):
       ([f'--config={path}', '--workdir=x'], 'wanted: --config='),
       ([f'--config={path}:tiny', '--config.rows_run=Mamba'], "'Mamba' is none"),
       ([f'--config={path}:tiny', '--config.base.model.dmi=3'], "'dim'"),
+      ([f'--config={path}:tiny', '--config.base.model.heads=3'], 'heads'),
       ([f'--config={path}:tiny', '--config.data_dir=nowhere'], 'nowhere'),
       ([f'--config={path}:tiny', '--config.columns=latin,'], "got 'latin'"),
   ):
