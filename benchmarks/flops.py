@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from hope_jax.config import ModelConfig
-from hope_jax.models.blocks import titans_baseline
+from hope_jax.models.blocks import settle
 from hope_jax.models.mixers import titans_options
 from hope_jax.nested import titans
 
@@ -141,9 +141,7 @@ def train_step(config: ModelConfig, params: Any, batch: int, time: int) -> int:
   """
   per_token = 2 * dense_parameters(params)
   if config.architecture in ('hope', 'titans'):
-    if config.architecture == 'titans':
-      config = titans_baseline(config)
-    per_token += config.layers * config.heads * memories(config)
+    per_token += config.layers * config.heads * memories(settle(config))
   else:
     # Causal: a query meets half of the keys, in two products.
     seen = min(time, config.attention_window) // 2

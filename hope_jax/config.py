@@ -69,7 +69,13 @@ class TitansConfig:
   # for 'l2', where the frozen gradient counts once for each token of the chunk.
   # 0 (with retention=False) switches the memory off: nothing is ever written.
   eta_max: float | None = None
-  # The same for the memories of keys, values and gates, as a share of eta_max.
+  # Which eigenvalues alpha - eta |k|^2 a write may have along its key.
+  # 'positive': in [0, alpha], by eta <= alpha. 'signed': in [-1, alpha], by
+  # eta <= 1 + alpha; a memory can then turn over, which counting modulo two
+  # (Parity) needs. Also stable: nested/titans.py has the argument. ('l2' erases
+  # twice, and so has eigenvalues down to -alpha at chunk 1 as it is.)
+  eigenvalues: Literal['positive', 'signed'] = 'positive'
+  # eta_max of the memories of keys, values and gates, as a share of it.
   # Smaller, so that the projections drift more slowly than what they write.
   projection_eta: float = 0.1
   # eta / eta_max at initialisation.
@@ -143,6 +149,11 @@ class TitansConfig:
         f' got {self.momentum_init}',
     )
     _require(
+        self.eigenvalues == 'positive' or self.objective == 'delta',
+        "TitansConfig.eigenvalues='signed' needs objective='delta'; got"
+        f' {self.objective!r}',
+    )
+    _require(
         self.eta_max is None or self.eta_max >= 0,
         f'TitansConfig.eta_max must not be negative; got {self.eta_max}',
     )
@@ -196,12 +207,15 @@ class ContinuumConfig:
 class ModelConfig:
   """A language model: the mixer, what follows it, and their sizes."""
 
-  # hope: self-modifying Titans, then a CMS. hope_attention: softmax attention,
-  # then a CMS. titans: static projections and one MLP. transformer: softmax
-  # attention and one SwiGLU MLP (Transformer++).
-  architecture: Literal['hope', 'hope_attention', 'titans', 'transformer'] = (
-      'hope'
-  )
+  # The mixer of a block. hope: self-modifying Titans, hope_attention: softmax
+  # attention; a CMS follows these two, and one SwiGLU MLP all others.
+  # transformer: softmax attention (Transformer++; a sliding window by
+  # attention_window). titans, ttt: settings of `titans`, see models/blocks.py.
+  # linear_attention, retnet, deltanet, gated_deltanet: nested/linear_memory.py.
+  architecture: Literal[
+      'hope', 'hope_attention', 'transformer', 'titans', 'ttt',
+      'linear_attention', 'retnet', 'deltanet', 'gated_deltanet', 'lstm',
+  ] = 'hope'
   vocab_size: int = 256
   dim: int = 256
   layers: int = 4
@@ -350,7 +364,7 @@ class Config:
     shortest = min(titans.chunk, titans.projection_chunk)
     _require(
         titans.grid != 'aligned'
-        or self.model.architecture not in ('hope', 'titans')
+        or self.model.architecture not in ('hope', 'titans', 'ttt')
         or self.data.align % shortest == 0,
         "TitansConfig.grid='aligned' needs DataConfig.align to be a multiple of"
         f' the shorter chunk; got align={self.data.align}, chunk={shortest}',
@@ -415,11 +429,12 @@ def _build(kind: type, values: Any, path: str) -> Any:
   return kind(**kwargs)
 
 
-def from_dict(values: Mapping[str, Any]) -> Config:
-  """Builds a `Config` from nested mappings (an `ml_collections.ConfigDict`).
+def from_dict(values: Mapping[str, Any], kind: type = Config) -> Any:
+  """Builds a configuration from nested mappings (as of `ml_collections`).
 
   Args:
     values: fields by name, nested by group; what is absent keeps its default.
+    kind: its dataclass.
 
   Returns:
     The validated configuration.
@@ -428,7 +443,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     ConfigError: on an unknown field (with the nearest name), a wrong type, or
       values that contradict each other; the message is one line.
   """
-  return _build(Config, values, '')
+  return _build(kind, values, '')
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -27,22 +27,19 @@ eval and generate take the configuration from the workdir; they too accept
 --config.x=y, such as another text to evaluate on.
 """
 
-import ast
 from collections.abc import Sequence
 import dataclasses
-import importlib.util
 import json
 import os
 import shlex
 import sys
 import textwrap
-import typing
-from typing import Any
 
 from absl import flags, logging
 import jax
 
 from hope_jax import config as config_lib
+from hope_jax import experiment as experiment_lib
 from hope_jax import quickstart, sharding
 from hope_jax.config import Config, ConfigError
 from hope_jax.data import pipeline
@@ -100,78 +97,6 @@ def _help() -> str:
   return f'{__doc__}\nFlags:\n\n' + '\n'.join(lines)
 
 
-def _split_overrides(
-    args: Sequence[str],
-) -> tuple[list[str], list[tuple[str, str]]]:
-  """Takes `--config.a.b=c` and `--config.a.b c` out of the arguments.
-
-  The library for this, `ml_collections.config_flags`, knows only the fields
-  that the experiment file mentions; here any field of `Config` can be set.
-  """
-  rest, overrides = [], []
-  args = list(args)
-  while args:
-    arg = args.pop(0)
-    if not arg.startswith('--config.'):
-      rest.append(arg)
-      continue
-    name, equals, text = arg.removeprefix('--config.').partition('=')
-    if not equals:
-      if not args or args[0].startswith('--'):
-        raise ConfigError(f'--config.{name} needs a value: --config.{name}=...')
-      text = args.pop(0)
-    overrides.append((name, text))
-  return rest, overrides
-
-
-def _value(name: str, text: str) -> Any:
-  """Reads the text of a field: as it is where a string belongs, else Python."""
-  kind = Config
-  for part in name.split('.'):
-    if not dataclasses.is_dataclass(kind):
-      break
-    kind = typing.get_type_hints(kind).get(part)
-  if kind is str:
-    return text
-  words = {'true': True, 'false': False, 'none': None}
-  try:
-    return words[text.lower()] if text.lower() in words else ast.literal_eval(
-        text
-    )
-  except (ValueError, SyntaxError):
-    return text
-
-
-def _apply_overrides(
-    values: dict[str, Any], overrides: Sequence[tuple[str, str]]
-) -> None:
-  for name, text in overrides:
-    *groups, field = name.split('.')
-    group = values
-    for part in groups:
-      group = group.setdefault(part, {})
-      if not isinstance(group, dict):
-        raise ConfigError(f'--config.{name}: {part!r} is a value, not a group')
-    group[field] = _value(name, text)
-
-
-def _experiment(path: str) -> dict[str, Any]:
-  """Returns what the `get_config` of an experiment file gives."""
-  path, _, argument = path.partition(':')
-  if not os.path.isfile(path):
-    raise ConfigError(f'--config: no file {path!r}; try experiments/tiny.py')
-  try:
-    spec = importlib.util.spec_from_file_location('experiment', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(*([argument] if argument else []))
-    return config.to_dict()
-  except Exception as error:  # The file is a program; anything may happen.
-    raise ConfigError(
-        f'--config: {path} failed: {type(error).__name__}: {error}'
-    ) from error
-
-
 def load_config(
     experiment: str | None,
     workdir: str | None,
@@ -188,12 +113,12 @@ def load_config(
     ConfigError: neither is given, or something in them is wrong.
   """
   if experiment:
-    values = _experiment(experiment)
+    values = experiment_lib.load(experiment)
   elif workdir:
     values = config_lib.to_dict(checkpoint_lib.load_config(workdir))
   else:
     raise ConfigError('give --config=experiments/NAME.py or --workdir=FOLDER')
-  _apply_overrides(values, overrides)
+  experiment_lib.override(values, overrides, Config)
   if workdir:
     values['workdir'] = workdir
   config = config_lib.from_dict(values)
@@ -286,7 +211,7 @@ def _again(args: Sequence[str]) -> str:
 
 
 def _run(args: Sequence[str]) -> int:
-  rest, overrides = _split_overrides(args)
+  rest, overrides = experiment_lib.split(args)
   values = _define_flags()
   # absl takes the first argument for the name of the program.
   positional = values(['hope_jax.main', *rest])[1:]

@@ -13,13 +13,9 @@ safety net, and the report says so when it was needed.
 from collections.abc import Iterable, Iterator, Mapping
 import concurrent.futures
 import contextlib
-import importlib.metadata
 import json
 import math
-import os
 import pathlib
-import platform
-import subprocess
 import sys
 import time
 from typing import Any
@@ -34,6 +30,7 @@ from hope_jax.data import pipeline
 from hope_jax.data import tokenizer as tokenizer_lib
 from hope_jax.evals import (
   language,
+  machine,
   page,
   report,
   second_reading,
@@ -123,7 +120,7 @@ def run(
           for name in report.STABILITY
           if logged and name in logged[-1]
       },
-      'machine': _machine(),
+      'machine': machine.describe(),
       'config': config_lib.to_dict(config),
       'seconds': seconds,
   }
@@ -256,55 +253,6 @@ def _levels(config: Config, opt_state: PyTree) -> list[dict[str, Any]]:
       for name, period in periods.items()
       if name in counts
   ]
-
-
-def _machine() -> dict[str, str]:
-  """Returns what the numbers depend on besides the configuration."""
-  device = jax.devices()[0]
-  name = f'{jax.device_count()} x {device.device_kind}'
-  if device.platform == 'cpu':
-    cores = len(os.sched_getaffinity(0)) if hasattr(
-        os, 'sched_getaffinity'
-    ) else os.cpu_count()
-    name = f'{cores} CPU cores'
-  facts = {
-      'device': name,
-      'processor': _processor(),
-      'system': platform.platform(),
-      'python': platform.python_version(),
-  }
-  for library in ('jax', 'jaxlib', 'flax', 'optax', 'hope_jax'):
-    try:
-      facts[library] = importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-      continue
-  commit = _commit()
-  return facts | {'commit': commit} if commit else facts
-
-
-def _processor() -> str:
-  try:
-    with open('/proc/cpuinfo', encoding='utf-8') as file:
-      for line in file:
-        if line.startswith('model name'):
-          return line.partition(':')[2].strip()
-  except OSError:
-    pass
-  return platform.processor() or platform.machine()
-
-
-def _commit() -> str:
-  """Returns the commit of the code that runs, '+' for changes; '' unknown."""
-  root = pathlib.Path(__file__).resolve().parents[1]
-  # An installed copy may lie inside a repository of something else.
-  if not (root / '.git').exists():
-    return ''
-  command = ['git', '-C', str(root), 'describe', '--always', '--dirty=+']
-  try:
-    found = subprocess.run(command, capture_output=True, text=True, check=True)
-  except (OSError, subprocess.CalledProcessError):
-    return ''
-  return found.stdout.strip()
 
 
 def _write(workdir: str, name: str, text: str) -> pathlib.Path:

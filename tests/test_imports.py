@@ -17,7 +17,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = (
     {'main', 'quickstart', 'plan'},
     {'evals', 'infer', 'train', 'convert'},
-    {'models', 'optim', 'data', 'tasks', 'sharding', 'distributed'},
+    {'models', 'optim', 'data', 'tasks', 'sharding', 'distributed',
+     'experiment'},
     {'nested'},
     {'kernels'},
     {'types'},
@@ -27,8 +28,9 @@ DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
 # The configuration stands beside the layers: these read it, kernels and nested
 # take plain arguments.
 READS_CONFIG = (
-    'main.py', 'quickstart.py', 'plan.py', 'evals/', 'infer/', 'train/',
-    'convert/', 'models/', 'optim/factory.py', 'data/', 'sharding.py',
+    'main.py', 'quickstart.py', 'plan.py', 'experiment.py', 'evals/',
+    'infer/', 'train/', 'convert/', 'models/', 'optim/factory.py', 'data/',
+    'sharding.py',
 )
 
 # Libraries that live in one place only, by the path below hope_jax.

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from hope_jax import experiment as experiment_lib
 from hope_jax import main as main_lib
 from tests import standin
 
@@ -195,7 +196,7 @@ def test_overrides():
 
   Most are not mentioned in the experiment file.
   """
-  rest, overrides = main_lib._split_overrides([
+  rest, overrides = experiment_lib.split([
       'train', '--config.data.path=123', '--config.model.titans.eta_max=0.5',
       '--config.model.continuum.periods', '1,8', '--seed=3',
       '--config.model.tie_embeddings', 'true', '--config.model.titans.momentum',

@@ -1,7 +1,8 @@
-"""Two kinds of chart, drawn as inline SVG.
+"""Charts, drawn as inline SVG.
 
 Colours, fonts and strokes are left to the style sheet of the page (classes
 `axis`, `grid`, `s0`, `s1`, ...), so that one drawing serves light and dark.
+`document` makes a file of a drawing, with a style sheet of its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +11,20 @@ import math
 from typing import NamedTuple
 
 WIDTH = 640
+# Of drawings that stand alone: mid tones that can be read on white and black.
+_COLOURS = ('#1f8fc0', '#d9730d', '#8a939b', '#7f68d0')
+_STYLE = (
+    'svg { font: 13px system-ui, sans-serif; fill: #7a858e; }'
+    ' .grid { stroke: #8a939b; stroke-opacity: .3; }'
+    ' .reference { stroke: #8a939b; stroke-dasharray: 2 4; }'
+    ' .line { fill: none; stroke-width: 2.25; }'
+    ' .error { stroke-width: 1.5; }'
+    + ''.join(
+        f' .s{i} {{ fill: {c}; }} .line.s{i}, .error.s{i}'
+        f' {{ fill: none; stroke: {c}; }}'
+        for i, c in enumerate(_COLOURS)
+    )
+)
 
 
 class Line(NamedTuple):
@@ -126,6 +141,59 @@ def lines(
   for y, name, style in _spread(names, top, height - bottom):
     parts.append(_text(width - right + 10, y + 4, name, style))
   return _svg(title, width, height, parts)
+
+
+def heat_map(
+    title: str,
+    values: Sequence[Sequence[float]],
+    *,
+    x_names: Sequence[str],
+    x_label: str,
+    y_names: Sequence[str],
+    y_label: str,
+    width: int = WIDTH,
+) -> str:
+  """Draws a table of shares as squares, the darker the more, with percents.
+
+  Args:
+    title: what a screen reader says.
+    values: rows of shares in [0, 1], from the top.
+    x_names: of the columns.
+    x_label: what x is.
+    y_names: of the rows.
+    y_label: what y is.
+    width: of the drawing, in user units.
+  """
+  left, top, row = 64, 22, 34
+  column = (width - left) / len(x_names)
+  parts = [_text(left - 12, 14, y_label, 'label', 'end')]
+  for i, (name, shares) in enumerate(zip(y_names, values)):
+    y = top + i * row
+    parts.append(_text(left - 12, y + 21, name, 'tick', 'end'))
+    for j, share in enumerate(shares):
+      x = left + j * column
+      parts.append(
+          f'<rect class="heat s0" x="{x + 1:.1f}" y="{y + 1}"'
+          f' width="{column - 2:.1f}" height="{row - 2}"'
+          f' fill-opacity="{0.08 + 0.72 * share:.3f}"/>'
+          + _text(
+              x + column / 2, y + 21, f'{100 * share:.0f}', 'value', 'middle'
+          )
+      )
+  bottom = top + len(y_names) * row
+  for j, name in enumerate(x_names):
+    x = left + (j + 0.5) * column
+    parts.append(_text(x, bottom + 18, name, 'tick', 'middle'))
+  middle = (left + width) / 2
+  parts.append(_text(middle, bottom + 38, x_label, 'label', 'middle'))
+  return _svg(title, width, bottom + 46, parts)
+
+
+def document(drawing: str) -> str:
+  """Returns a drawing as an SVG file."""
+  opening = '<svg xmlns="http://www.w3.org/2000/svg" '
+  style = f'><style>{_STYLE}</style>'
+  return drawing.replace('<svg ', opening, 1).replace('>', style, 1)
 
 
 def round_ticks(low: float, high: float, about: int = 5) -> list[float]:

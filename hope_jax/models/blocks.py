@@ -21,9 +21,11 @@ from hope_jax.models.layers import (
   partitioned,
   rematerialized,
 )
+from hope_jax.models.linear_memory import LinearMemory
+from hope_jax.models.lstm import Lstm
 from hope_jax.models.mixers import SelfModifyingTitans
 from hope_jax.models.packing import Packing
-from hope_jax.nested import continuum
+from hope_jax.nested import continuum, linear_memory
 from hope_jax.sharding import constrain
 from hope_jax.types import Array, PyTree
 
@@ -40,10 +42,10 @@ class Continuum(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    return in_stretches(Continuum.chain, self, None, x)[1]
+    return in_stretches(Continuum._chain, self, None, x)[1]
 
-  def chain(self, carry: None, x: Array) -> tuple[None, Array]:
-    """Maps a stretch of tokens, each by itself."""
+  def _chain(self, carry, x):
+    """carry: nothing; x: tokens, each mapped by itself."""
     config = self.config
     count = len(config.continuum.periods)
     hidden = round(config.mlp_expansion * config.dim / count)
@@ -74,22 +76,41 @@ class Level(nn.Module):
     )(y)
 
 
-def titans_baseline(config: ModelConfig) -> ModelConfig:
-  """Titans (LMM) as settings of the self-modifying layer.
+# Baselines as settings of `TitansConfig`. Static projections and gates, targets
+# v_t and plain gradient descent on the L2 loss are Titans with retention and
+# momentum (LMM, arXiv 2501.00663, Eq. 8-14), and without them a TTT layer with
+# an MLP (arXiv 2407.04620, without its norms and residual target). The rules of
+# `nested.linear_memory` take their three projections and convolution from it.
+_STATIC = dict(
+    adaptive_k=False,
+    adaptive_v=False,
+    adaptive_q=False,
+    adaptive_gates=False,
+    target='value',
+    objective='l2',
+    dgd=False,
+)
+_GIVEN = dict(input_projection='streams', conv_init='identity')
+BASELINES = {
+    'titans': _STATIC,
+    'ttt': _STATIC | dict(memory='mlp', retention=False, momentum=False),
+    **{rule: _GIVEN for rule in linear_memory.ERASES},
+}
+MIXERS = {
+    'hope': SelfModifyingTitans,
+    'titans': SelfModifyingTitans,
+    'ttt': SelfModifyingTitans,
+    'hope_attention': Attention,
+    'transformer': Attention,
+    'lstm': Lstm,
+    **{rule: LinearMemory for rule in linear_memory.ERASES},
+}
 
-  Static projections and gates, targets v_t, plain gradient descent on the L2
-  loss with retention and momentum (arXiv 2501.00663, Eq. 8-14).
-  """
-  titans = dataclasses.replace(
-      config.titans,
-      adaptive_k=False,
-      adaptive_v=False,
-      adaptive_q=False,
-      adaptive_gates=False,
-      target='value',
-      objective='l2',
-      dgd=False,
-  )
+
+def settle(config: ModelConfig) -> ModelConfig:
+  """Returns the configuration with the settings its architecture stands for."""
+  settings = BASELINES.get(config.architecture, {})
+  titans = dataclasses.replace(config.titans, **settings)
   return dataclasses.replace(config, titans=titans)
 
 
@@ -105,10 +126,8 @@ class Block(nn.Module):
     """Maps the residual stream [B, T, D] and a state to the next of both."""
     config = self.config
     kind = config.architecture
-    if kind == 'titans':
-      config = titans_baseline(config)
-    mixer = SelfModifyingTitans if kind in ('hope', 'titans') else Attention
-    y, state = mixer(config, name='mixer')(
+    config = settle(config)
+    y, state = MIXERS[kind](config, name='mixer')(
         Norm(name='norm_mixer')(x), state, packing
     )
     x = constrain(x + y, 'batch', 'time', None)

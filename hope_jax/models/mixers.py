@@ -57,6 +57,7 @@ def titans_options(config: TitansConfig, precision: str) -> titans.Options:
       target=config.target,
       read=config.read,
       eta_max=eta_max,
+      eigenvalues=config.eigenvalues,
       projection_eta=config.projection_eta,
       retention=config.retention,
       layers=config.dgd_layers if config.dgd else 'none',
@@ -67,76 +68,26 @@ def titans_options(config: TitansConfig, precision: str) -> titans.Options:
   )
 
 
-class SelfModifyingTitans(nn.Module):
-  """x -> O(gate(x) * Norm(o)), o from memories that rewrite themselves (NL §8).
-
-  Streams: an optional static projection, a causal convolution of window 4 and
-  SiLU, then heads of width D / H. See `nested.titans` for what happens next.
-  """
+class MemoryMixer(nn.Module):
+  """What mixers with a memory a head share: the streams in, the gate out."""
 
   config: ModelConfig
 
-  @nn.compact
-  def __call__(
-      self, x: Array, state: PyTree | None, packing: Packing
-  ) -> tuple[Array, PyTree]:
-    """Mixes tokens.
-
-    Args:
-      x: normalised residual stream, [B, T, D].
-      state: {'titans': TitansState, 'tail': of the convolution} or None.
-      packing: document structure of the batch.
-
-    Returns:
-      [B, T, D] and the new state.
-    """
-    config = self.config
-    dtype = jnp.dtype(config.dtype)
-    options = titans_options(
-        config.titans, 'bf16' if dtype == jnp.bfloat16 else 'float32'
-    )
-    tail = None
-    if state is not None:
-      tail = state['tail']
-    elif config.titans.conv:
-      before = config.titans.conv_width - 1
-      tail = jnp.zeros((x.shape[0], before, 3 * config.dim), dtype)
-    new_tail, streams = in_stretches(
-        SelfModifyingTitans.streams, self, tail,
-        (x, packing.position, packing.present),
-    )
-    o, titans_state, diagnostics = titans.layer(
-        self.initial(options, config.dim // config.heads),
-        streams,
-        None if state is None else state['titans'],
-        options=options,
-        starts=packing.starts,
-        present=packing.present,
-    )
-    # Every row and head owns its memories: split like them, never gathered.
-    titans_state = jax.tree.map(
-        lambda w: constrain(w, 'batch', 'heads', 'memory', 'memory')
-        if w.ndim == 4
-        else w,
-        titans_state,
-    )
-    for name, value in diagnostics.items():
-      self.sow('diagnostics', name, value, reduce_fn=lambda _, b: b)
-    _, out = in_stretches(SelfModifyingTitans.output, self, None, (x, o))
-    return out, {'titans': titans_state, 'tail': new_tail}
-
   def streams(
-      self, tail: Array | None, xs: tuple[Array, Array | None, Array | None]
-  ) -> tuple[Array | None, titans.Streams]:
-    """x [B, T, D] -> q, k and v streams [B, T, H, K], ahead of them the tail.
+      self, x: Array, tail: Array | None, packing: Packing
+  ) -> tuple[titans.Streams, Array | None]:
+    """x [B, T, D] -> q, k and v streams [B, T, H, K], and the new tail."""
+    model = self.config
+    if tail is None and model.titans.conv:
+      before = model.titans.conv_width - 1
+      shape = (x.shape[0], before, 3 * model.dim)
+      tail = jnp.zeros(shape, jnp.dtype(model.dtype))
+    xs = x, packing.position, packing.present
+    tail, streams = in_stretches(MemoryMixer._streams, self, tail, xs)
+    return streams, tail
 
-    Args:
-      tail: of the convolution.
-      xs: x and, each or None, the packing's position and present.
-
-    Returns:
-      The new tail and the streams.
-    """
+  def _streams(self, tail, xs):
+    """carry: the tail; xs: x and the packing's position and present."""
     x, position, present = xs
     model, config = self.config, self.config.titans
     dtype = jnp.dtype(model.dtype)
@@ -166,10 +117,12 @@ class SelfModifyingTitans(nn.Module):
     ]
     return tail, titans.Streams(*parts)
 
-  def output(
-      self, carry: None, xs: tuple[Array, Array]
-  ) -> tuple[None, Array]:
-    """(x, o) -> O(silu(x W) * Norm(o)): what the layer adds, [B, T, D]."""
+  def output(self, x: Array, o: Array) -> Array:
+    """O(silu(x W) * Norm(o)): what the layer adds, [B, T, D]."""
+    return in_stretches(MemoryMixer._output, self, None, (x, o))[1]
+
+  def _output(self, carry, xs):
+    """carry: nothing; xs: x and o."""
     x, o = xs
     model = self.config
     dtype = jnp.dtype(model.dtype)
@@ -180,6 +133,54 @@ class SelfModifyingTitans(nn.Module):
         name='out',
     )
     return carry, out(gate * o)
+
+
+class SelfModifyingTitans(MemoryMixer):
+  """x -> O(gate(x) * Norm(o)), o from memories that rewrite themselves (NL §8).
+
+  Streams: an optional static projection, a causal convolution of window 4 and
+  SiLU, then heads of width D / H. See `nested.titans` for what happens next.
+  """
+
+  @nn.compact
+  def __call__(
+      self, x: Array, state: PyTree | None, packing: Packing
+  ) -> tuple[Array, PyTree]:
+    """Mixes tokens.
+
+    Args:
+      x: normalised residual stream, [B, T, D].
+      state: {'titans': TitansState, 'tail': of the convolution} or None.
+      packing: document structure of the batch.
+
+    Returns:
+      [B, T, D] and the new state.
+    """
+    config = self.config
+    dtype = jnp.dtype(config.dtype)
+    options = titans_options(
+        config.titans, 'bf16' if dtype == jnp.bfloat16 else 'float32'
+    )
+    tail = None if state is None else state['tail']
+    streams, new_tail = self.streams(x, tail, packing)
+    o, titans_state, diagnostics = titans.layer(
+        self.initial(options, config.dim // config.heads),
+        streams,
+        None if state is None else state['titans'],
+        options=options,
+        starts=packing.starts,
+        present=packing.present,
+    )
+    # Every row and head owns its memories: split like them, never gathered.
+    titans_state = jax.tree.map(
+        lambda w: constrain(w, 'batch', 'heads', 'memory', 'memory')
+        if w.ndim == 4
+        else w,
+        titans_state,
+    )
+    for name, value in diagnostics.items():
+      self.sow('diagnostics', name, value, reduce_fn=lambda _, b: b)
+    return self.output(x, o), {'titans': titans_state, 'tail': new_tail}
 
   def initial(self, options: titans.Options, head_dim: int) -> dict:
     """Declares the outer parameters of `nested.titans.layer`."""
@@ -200,6 +201,9 @@ class SelfModifyingTitans(nn.Module):
       init = nn.initializers.constant(value)
       return partitioned(init, 'heads')
 
+    eta_gate = _logit(config.eta_init)
+    if config.eigenvalues == 'signed':  # that of a hard sigmoid
+      eta_gate = 6 * config.eta_init - 3
     small = config.projection_expansion
     memories = {
         titans.MAIN: memory('main', head_dim, config.expansion),
@@ -211,7 +215,7 @@ class SelfModifyingTitans(nn.Module):
     params = {
         'memories': memories,
         'bias_eta': self.param(
-            'bias_eta', bias(_logit(config.eta_init)), (heads,)
+            'bias_eta', bias(eta_gate), (heads,)
         ),
         'bias_alpha': self.param(
             'bias_alpha', bias(_logit(config.retention_init)), (heads,)

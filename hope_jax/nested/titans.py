@@ -25,6 +25,22 @@ vector; the gates' memories are scalar and without identity path; the rate of
 all memories but the main one is smaller by `projection_eta`; momentum is an
 average, S_t = mu_t S_{t-1} + (1 - mu_t) G_t, so that it delays a write and does
 not amplify it, with mu_t = sigmoid(x_t w_mu + b_mu).
+
+**Signed eigenvalues** (`eigenvalues='signed'`). Along k_t the map has the
+eigenvalue lambda = alpha - eta |k|^2. Above, 0 <= lambda <= alpha: a memory can
+fade and be replaced, but not turn over, and so cannot count modulo two. With
+eta_t = (1 + alpha_t) eta_max hard_sigmoid(.) it reaches -1, a reflection, and
+the map still never lengthens anything. hard_sigmoid(x) = clip(x / 6 + 1 / 2)
+reaches 0 and 1: sigmoid only nears them, and a count would fade with the
+length. Targets shrink by `room`, so that eta room <= 1 - |lambda| wherever
+|lambda| > alpha: with targets in the unit ball
+
+    |M_t| <= max(alpha |M_{t-1}| + 1, |M_{t-1}|, 1),
+
+no token pushes a memory beyond max(|M_0|, 1 / (1 - alpha)), and a full
+reflection writes nothing. (This is without momentum, which spreads a write over
+the tokens after it.) A reflection is exact in the chunk form too: it depends on
+the token's own key and rate, and, as nothing is written, on no frozen copy.
 """
 
 from typing import NamedTuple
@@ -69,6 +85,7 @@ class Options(NamedTuple):
   target: str  # 'bounded', 'raw', or 'value' (v^ = v, as in Titans)
   read: str
   eta_max: float
+  eigenvalues: str  # 'positive' or 'signed'
   projection_eta: float
   retention: bool
   layers: str
@@ -107,6 +124,20 @@ def initial_state(params: dict, batch: int, options: Options) -> TitansState:
 def bound(x: Array) -> Array:
   """x / sqrt(1 + |x|^2): smooth, the identity for small x, |bound(x)| < 1."""
   return x / jnp.sqrt(1 + jnp.sum(x * x, axis=-1, keepdims=True))
+
+
+def room(eta: Array, alpha: Array) -> Array:
+  """What a target is scaled by under signed eigenvalues, in [0, 1].
+
+  Args:
+    eta: write strengths at unit keys, 0 <= eta <= 1 + alpha.
+    alpha: retentions, in [0, 1].
+
+  Returns:
+    min(1, (1 + alpha - eta) / eta): 1 up to eta = (1 + alpha) / 2, where the
+    eigenvalue alpha - eta is -(1 - alpha) / 2; 0 at its -1.
+  """
+  return jnp.minimum(1, (1 + alpha - eta) / jnp.maximum(eta, 0.5))
 
 
 def project(params, frozen, columns, x, options):
@@ -155,7 +186,10 @@ def project(params, frozen, columns, x, options):
   log_alpha = jax.nn.log_sigmoid(gate('alpha'))
   if not options.retention:
     log_alpha = jnp.zeros_like(log_alpha)
-  eta = jnp.exp(log_alpha) * options.eta_max * jax.nn.sigmoid(gate('eta'))
+  most, share = jnp.exp(log_alpha), jax.nn.sigmoid
+  if options.eigenvalues == 'signed':
+    most, share = 1 + most, jax.nn.hard_sigmoid
+  eta = most * options.eta_max * share(gate('eta'))
   log_mu = None
   if options.momentum:
     log_mu = jax.nn.log_sigmoid(
@@ -262,6 +296,12 @@ def layer(
       targets[name] = y if options.target == 'raw' else bound(y)
     if options.target == 'value':
       targets[MAIN] = v
+    if options.eigenvalues == 'signed':
+      alpha = jnp.exp(log_alpha)
+      targets = {
+          name: room(shares[name] * eta, alpha)[..., None] * y
+          for name, y in targets.items()
+      }
 
     causal = options.read == 'causal'
     bank, momentum, o = dgd.step(

@@ -45,8 +45,9 @@ class Result(NamedTuple):
   state: state_lib.TrainState
   # Records as in metrics.jsonl, those of earlier parts of the run included.
   history: list[metrics_lib.Record]
-  # 'done': all steps made. 'time': stopped by train.max_seconds. Or the name of
-  # the signal that stopped it: 'SIGINT', 'SIGTERM'.
+  # 'done': all steps made. 'until': that was met before. 'time': stopped by
+  # train.max_seconds. Or the name of the signal that stopped it: 'SIGINT',
+  # 'SIGTERM'.
   stopped: str
 
 
@@ -94,7 +95,9 @@ def train(
     batches: Batches,
     config: Config,
     *,
+    loss_fn: step_lib.LossFn | None = None,
     evaluate: Callable[[Any], dict[str, float]] | None = None,
+    until: Callable[[dict[str, float]], bool] | None = None,
     checkpoint_step: int | None = None,
     progress: bool = True,
 ) -> Result:
@@ -104,8 +107,11 @@ def train(
     model: a Flax module as `step.make_loss_fn` and `state.create` take it.
     batches: the training data.
     config: the run. With an empty `workdir` nothing is written.
+    loss_fn: what is minimised; None: the next token, `step.make_loss_fn`.
     evaluate: parameters -> held-out metrics; called each `train.eval_every`
       steps and after the last one.
+    until: held-out metrics -> whether training may end here, before its last
+      step; None: it never may.
     checkpoint_step: go on from this checkpoint instead of the latest; later
       ones are moved to `workdir/set_aside`.
     progress: show a bar with the time left, the loss and the speed.
@@ -133,7 +139,7 @@ def train(
     state = run.begin(state, batches)
     train_step = jax.jit(
         step_lib.make_train_step(
-            step_lib.make_loss_fn(model),
+            loss_fn or step_lib.make_loss_fn(model),
             optimizer,
             config.optimizer.accumulate,
             factory.make_schedule(config.optimizer, config.train.steps),
@@ -183,11 +189,14 @@ def train(
         shown = ', '.join(f'{k} {v:.4g}' for k, v in record.items())
         bar.write(f'step {step}: held out: {shown}', file=sys.stderr)
         speed.restart()
+        if until and not last and until(record):
+          stopped = 'until'
 
       limit = config.train.max_seconds
+      late = limit and time.monotonic() - clock >= limit
       if signals.name:
         stopped = signals.name
-      elif limit and time.monotonic() - clock >= limit and not last:
+      elif late and not last and stopped == 'done':
         stopped = 'time'
       due = step % config.train.checkpoint_every == 0
       if due or last or stopped != 'done':

@@ -54,12 +54,12 @@ def make_loss_fn(model: Any) -> LossFn:
         mutable=['diagnostics'],
     )
     nats = token_nats(logits, batch['targets'])
-    return jnp.sum(nats * batch['mask']), _by_name(extra.get('diagnostics', {}))
+    return jnp.sum(nats * batch['mask']), by_name(extra.get('diagnostics', {}))
 
   return loss_fn
 
 
-def _by_name(diagnostics: PyTree) -> dict[str, Array]:
+def by_name(diagnostics: PyTree) -> dict[str, Array]:
   """Joins the scalars of one name of all layers: name -> float32 [...]."""
   groups = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(diagnostics):
@@ -101,9 +101,9 @@ def make_train_step(
 
   Returns:
     train_step(state, batch) -> (state, metrics). Metrics, all scalars: loss
-    (nats a token), bits_per_byte, tokens, grad_norm (before clipping),
-    param_norm (after the step), learning_rate, and each diagnostic's maximum
-    and mean over layers.
+    (nats a token), bits_per_byte (where a batch has target_bytes), tokens,
+    grad_norm (before clipping), param_norm (after the step), learning_rate, and
+    each diagnostic's maximum and mean over layers.
   """
 
   def train_step(state, batch):
@@ -134,14 +134,15 @@ def make_train_step(
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    text_bytes = jnp.maximum(jnp.sum(batch['target_bytes']), 1)
     metrics = {
         'loss': loss,
-        'bits_per_byte': loss * tokens / text_bytes / np.log(2),
         'tokens': jnp.sum(batch['mask']),
         'grad_norm': optax.global_norm(grads),
         'param_norm': optax.global_norm(params),
     }
+    if 'target_bytes' in batch:  # labels of a task are no text
+      text_bytes = jnp.maximum(jnp.sum(batch['target_bytes']), 1)
+      metrics['bits_per_byte'] = loss * tokens / text_bytes / np.log(2)
     if schedule is not None:
       metrics['learning_rate'] = jnp.asarray(schedule(state.step), jnp.float32)
     for name, values in diagnostics.items():

@@ -15,7 +15,8 @@ B, T, H, K, F = 2, 23, 2, 4, 6
 # As the model has it by default, with chunks short enough for T tokens.
 DEFAULT = dict(
     chunk=4, projection_chunk=4, objective='delta', target='bounded',
-    read='causal', eta_max=1.0, projection_eta=0.1, retention=True,
+    read='causal', eta_max=1.0, eigenvalues='positive', projection_eta=0.1,
+    retention=True,
     layers='all', momentum=True, adaptive=('k', 'v', 'eta', 'alpha'),
 )
 # Each differs from the default in what its name says.
@@ -40,11 +41,19 @@ VARIANTS = {
     'slow_projections': dict(projection_chunk=8),
     'fast_projections': dict(chunk=8),
     'slow_boundary': dict(projection_chunk=8, read='boundary'),
+    'signed': dict(eigenvalues='signed'),
+    'signed_chunk_1': dict(
+        eigenvalues='signed', momentum=False, chunk=1, projection_chunk=1
+    ),
     'chunk_1': dict(chunk=1, projection_chunk=1),
-    # What Titans itself is, see models/blocks.py.
+    # What Titans itself and a TTT layer are, see models/blocks.py.
     'titans': dict(
         objective='l2', eta_max=0.25, target='value', layers='none',
         adaptive=(),
+    ),
+    'ttt': dict(
+        objective='l2', eta_max=0.25, target='value', layers='none',
+        adaptive=(), retention=False, momentum=False,
     ),
 }
 
@@ -148,7 +157,8 @@ def test_layer_is_the_token_serial_layer(x64, variant, kind):
   expected, *expected_state = expect(params, x, **changes)
   np.testing.assert_allclose(o, expected, atol=1e-11)
   assert_state(state, expected_state)
-  assert 0 < diagnostics['max_write'] < 1 or 'l2' in variant
+  limit = 2 if 'signed' in variant else 1
+  assert 0 < diagnostics['max_write'] < limit or 'l2' in variant
   assert diagnostics['mean_alpha'] <= 1
 
 
@@ -450,3 +460,80 @@ def test_reading_a_memory_is_the_oracles_read(x64):
     actual = memory_lib.read(memory, z)
     expected = [oracle.read(memory, row) for row in z]
     np.testing.assert_allclose(actual, expected, atol=1e-13)
+
+
+def saturated(sign):
+  """Static keys, gates at their end: eta = 1 + alpha where the sign is +."""
+  params = make_params('matrix')
+  memories = {n: jax.tree.map(np.zeros_like, m) if n == 'eta' else m
+              for n, m in params['memories'].items()}
+  return {**params, 'memories': memories, 'bias_eta': np.full(H, sign * 50.0)}
+
+
+SIGNED = dict(
+    eigenvalues='signed', momentum=False, retention=False, adaptive=()
+)
+
+
+@pytest.mark.parametrize('chunk', [1, 4, 16])
+def test_a_reflection_is_exact_in_any_chunk(x64, chunk):
+  """If it fails, a chunk loses count of what turned over inside it."""
+  params = saturated(+1)
+  _, state, _ = run(
+      params, make_streams(), **SIGNED, chunk=chunk, projection_chunk=chunk
+  )
+  w = state.memories['memory']['w']
+  k_memory, x = params['memories']['k']['w'], make_streams().k
+  z = x / np.sqrt((x**2).sum(-1, keepdims=True) + 1e-6)
+  k = z + np.einsum('bthk,hkj->bthj', z, k_memory)
+  k = k / np.sqrt((k**2).sum(-1, keepdims=True) + 1e-6)
+  for b in range(B):
+    for h in range(H):
+      expected = params['memories']['memory']['w'][h]
+      for t in range(T):  # a product of Householder reflections
+        expected = expected - 2 * np.outer(k[b, t, h], k[b, t, h] @ expected)
+      np.testing.assert_allclose(w[b, h], expected, atol=1e-4)
+      # Isometries: nothing was written, nothing was lost.
+      np.testing.assert_allclose(
+          np.linalg.norm(w[b, h]),
+          np.linalg.norm(params['memories']['memory']['w'][h]), atol=1e-4,
+      )
+
+
+def test_signed_memories_stay_bounded(x64):
+  """If it fails, some token pushes a memory beyond what it may reach.
+
+  |M_t| <= max(alpha |M_{t-1}| + 1, |M_{t-1}|, 1) in the spectral norm, at every
+  token, for rates over the whole range.
+  """
+  params, x = make_params('matrix'), make_streams(length=60)
+  alpha = 0.9
+  memories = dict(params['memories'])
+  memories['alpha'] = jax.tree.map(np.zeros_like, memories['alpha'])
+  memories['eta'] = jax.tree.map(lambda w: 20 * w, memories['eta'])
+  params = {
+      **params, 'memories': memories,
+      'bias_alpha': np.full(H, np.log(alpha / (1 - alpha))),
+  }
+  changes = dict(
+      eigenvalues='signed', momentum=False, adaptive=(), chunk=1,
+      projection_chunk=1,
+  )
+  step = compiled(**changes)
+  state, writes = None, []
+  before = np.linalg.norm(memories['memory']['w'], ord=2, axis=(-2, -1))
+  for t in range(60):
+    token = titans.Streams(*(s[:, t : t + 1] for s in x))
+    _, state, found = step(params, token, state)
+    after = np.linalg.norm(
+        state.memories['memory']['w'], ord=2, axis=(-2, -1)
+    )
+    limit = np.maximum(alpha * before + 1, np.maximum(before, 1))
+    assert (after <= limit + 1e-9).all()
+    before = after
+    writes.append(float(found['max_write']))
+  assert min(writes) < 1 and max(writes) > 1.7
+  etas = np.linspace(0, 1.95, 50)
+  written = etas * titans.room(etas, 0.95)
+  kept = np.abs(0.95 - etas)
+  assert (np.asarray(written) + kept <= 1 + 1e-6).all()

@@ -77,8 +77,8 @@ def write(memory, frozen, momentum, k, target, eta, alpha, mu, *, objective,
 
 
 def layer(params, x, *, chunk, projection_chunk, objective, target, read_at,
-          eta_max, projection_eta, retention, layers, momentum, adaptive,
-          starts=None, present=None):
+          eta_max, eigenvalues, projection_eta, retention, layers, momentum,
+          adaptive, starts=None, present=None):
   """Runs the layer over every row and head.
 
   Args:
@@ -89,7 +89,8 @@ def layer(params, x, *, chunk, projection_chunk, objective, target, read_at,
     objective: 'delta' or 'l2'.
     target: 'bounded', 'raw' or 'value' (v itself, for the main memory only).
     read_at: 'causal' or 'boundary'.
-    eta_max: largest eta.
+    eta_max: largest eta, as a share of alpha, or of 1 + alpha if signed.
+    eigenvalues: 'positive' or 'signed'.
     projection_eta: share of eta of the memories but the main one.
     retention: False: alpha = 1.
     layers: 'all', 'input', 'output' or 'none'.
@@ -143,6 +144,9 @@ def layer(params, x, *, chunk, projection_chunk, objective, target, read_at,
         if retention:
           alpha = gates['alpha']
         eta = alpha * eta_max * gates['eta']
+        if eigenvalues == 'signed':
+          raw = read(frozen['eta'], zk)[0] + params['bias_eta'][h]
+          eta = (1 + alpha) * eta_max * min(max(raw / 6 + 0.5, 0.0), 1.0)
         mu = None
         if momentum:
           mu = sigmoid(zk @ params['w_mu'][h] + params['bias_mu'][h])
@@ -156,6 +160,8 @@ def layer(params, x, *, chunk, projection_chunk, objective, target, read_at,
             aim = read(frozen[n], v)
             aim = aim if target == 'raw' else bound(aim)
           rate = eta if n == MAIN else projection_eta * eta
+          if eigenvalues == 'signed':  # written: at most 1 - |alpha - rate|
+            aim = aim * min(1.0, (1 + alpha - rate) / rate) if rate else aim
           new[n], m = write(
               memories[n], frozen[n], moments[n] if momentum else None, k, aim,
               rate, alpha, mu, objective=objective, layers=layers,

@@ -202,3 +202,35 @@ def test_levels_with_a_period():
   ):
     model = dataclasses.replace(config.model, **change)
     assert loop.level_periods(dataclasses.replace(config, model=model)) == ()
+
+
+def test_training_may_end_when_a_goal_is_met(uninterrupted):
+  """If it fails, a solved task is trained on, or a run stops for nothing."""
+  seen = []
+
+  def until(scores):
+    seen.append(scores['loss'])
+    return len(seen) == 1
+
+  result = train(standin.make_config(), until=until)
+  assert result.stopped == 'until'
+  first = next(r for r in uninterrupted.history if r['split'] == 'heldout')
+  assert int(result.state.step) == first['step']
+  assert seen == [first['loss']]
+  assert uninterrupted.stopped == 'done'
+
+
+def test_another_loss_can_be_minimised(uninterrupted):
+  """If it fails, a task's labels are not what is learned."""
+
+  def loss_fn(params, batch, rng):
+    del rng
+    size = sum(jax.numpy.sum(p**2) for p in jax.tree.leaves(params))
+    return size * jax.numpy.sum(batch['mask']), {}
+
+  result = train(standin.make_config(), loss_fn=loss_fn)
+  norms = [r['param_norm'] for r in result.history if r['split'] == 'train']
+  others = [
+      r['param_norm'] for r in uninterrupted.history if r['split'] == 'train'
+  ]
+  assert norms[-1] < norms[0] and norms[-1] < others[-1]

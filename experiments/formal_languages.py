@@ -1,0 +1,89 @@
+"""Formal languages: what each architecture can compute (NL Table 5).
+
+  python -m hope_jax.evals.sweep --config=experiments/formal_languages.py
+  python -m hope_jax.evals.sweep --config=experiments/formal_languages.py:tiny
+
+Published files, made by github.com/IDSIA/fwp-formal-lang, or your own language:
+
+  ... --config.data_dir=data/parity       train_50.src, train_50.tgt, valid_50.*
+  ... --config.language=mine.py:function  see hope_jax/tasks/formal_languages.py
+
+The paper has 100 / 100 for Hope on all six, and 0 on Bin1 of Parity, (aa)* and
+(abab)* for the Transformer and the linear Transformer. What is reproduced so
+far, and how, is in experiments/formal_languages/README.md.
+"""
+
+import ml_collections
+
+LANGUAGES = (
+    'parity', 'aa_star', 'abab_star', 'anbn', 'anbncn', 'shuffle2', 'dyck1',
+    'reset_dyck1',
+)
+
+
+def _hope(**titans):
+  """Hope that counts; the README says why these settings."""
+  return {
+      'architecture': 'hope',
+      'continuum': {'periods': (1,)},
+      'titans': {
+          'memory': 'matrix',
+          'momentum': False,
+          'conv': False,
+          'eigenvalues': 'signed',
+          'retention': False,
+          'adaptive_k': False,
+          'adaptive_gates': False,
+          'chunk': 1,
+          'projection_chunk': 1,
+      }
+      | titans,
+  }
+
+
+def get_config(form: str = 'full') -> ml_collections.ConfigDict:
+  if form not in ('full', 'tiny'):
+    raise ValueError(f"the form is 'full' or 'tiny'; got {form!r}")
+  tiny = form == 'tiny'
+  rows = {
+      'LSTM': {'architecture': 'lstm'},
+      'Transformer': {'architecture': 'transformer'},
+      'Linear Transformer': {'architecture': 'linear_attention'},
+      'DeltaNet': {'architecture': 'deltanet'},
+      'Hope': _hope(),
+      'Hope (chunk 16)': _hope(chunk=16, projection_chunk=16),
+      'Hope (keys and rates adapt)': _hope(
+          adaptive_k=True, adaptive_gates=True
+      ),
+      'Hope (eigenvalues >= 0)': _hope(eigenvalues='positive'),
+  }
+  return ml_collections.ConfigDict({
+      'task': 'formal_languages',
+      'results': 'runs/formal_languages_tiny'
+      if tiny
+      else 'experiments/formal_languages/results',
+      'columns': ('parity',) if tiny else LANGUAGES,
+      'seeds': (0,) if tiny else (0, 1, 2),
+      'counts': {'train': 64, 'bin0': 8, 'bin1': 8} if tiny else {},
+      'rows': tuple({'name': n, 'model': row} for n, row in rows.items()),
+      'base': {
+          'model': {
+              'dim': 16 if tiny else 32,
+              'layers': 1,
+              'heads': 2,
+              'remat': 'none',
+          },
+          'data': {'batch_size': 8 if tiny else 32, 'sequence_length': 50},
+          'optimizer': {
+              'learning_rate': 1e-2,
+              'warmup_steps': 1 if tiny else 50,
+              'weight_decay': 0.01,
+          },
+          'train': {
+              'steps': 2 if tiny else 3000,
+              'log_every': 1 if tiny else 100,
+              'eval_every': 2 if tiny else 500,
+              'max_seconds': 0.0 if tiny else 1500.0,
+          },
+      },
+  })

@@ -1,0 +1,55 @@
+"""Needles in haystacks of bytes, trained at 1K, tested to 16K (NL Table 1).
+
+  python -m hope_jax.evals.sweep --config=experiments/needles.py
+  python -m hope_jax.evals.sweep --config=experiments/needles.py:tiny
+
+Accuracy by length and depth, as heat maps: experiments/needles/README.md.
+"""
+
+import ml_collections
+
+ROWS = (
+    {'name': 'Transformer', 'model': {'architecture': 'transformer'}},
+    {'name': 'Hope-Attention', 'model': {'architecture': 'hope_attention'}},
+    {'name': 'Titans', 'model': {'architecture': 'titans'}},
+    {'name': 'Hope', 'model': {'architecture': 'hope'}},
+)
+
+
+def get_config(form: str = 'full') -> ml_collections.ConfigDict:
+  if form not in ('full', 'tiny'):
+    raise ValueError(f"the form is 'full' or 'tiny'; got {form!r}")
+  tiny = form == 'tiny'
+  return ml_collections.ConfigDict({
+      'task': 'needles',
+      'results': 'runs/needles_tiny' if tiny else 'experiments/needles/results',
+      'columns': (
+          's_niah_1', 's_niah_2', 's_niah_3', 'mk_niah', 'mq_niah', 'mv_niah',
+      ),
+      'counts': {'train': 4, 'test': 1} if tiny else {},
+      'lengths': {'train': 256, 'test': (256, 300), 'depths': (0.0, 1.0)}
+      if tiny
+      else {},
+      'seeds': (0,) if tiny else (0, 1, 2),
+      'rows': ROWS,
+      'base': {
+          'model': {
+              'dim': 16 if tiny else 128,
+              'layers': 1 if tiny else 2,
+              'heads': 2 if tiny else 4,
+              'remat': 'none',
+              'titans': {'memory': 'matrix'},
+              'continuum': {'periods': (1, 2, 4)},
+          },
+          'data': {'batch_size': 4 if tiny else 16, 'sequence_length': 128},
+          'optimizer': {
+              'learning_rate': 2e-3,
+              'warmup_steps': 1 if tiny else 100,
+              'weight_decay': 0.1,
+          },
+          'train': {
+              'steps': 2 if tiny else 3000,
+              'log_every': 1 if tiny else 100,
+          },
+      },
+  })

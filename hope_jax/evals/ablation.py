@@ -1,0 +1,78 @@
+"""Trains a model on text and measures held-out perplexity (Table 6)."""
+
+import dataclasses
+import math
+import statistics
+from typing import Any
+
+from hope_jax.config import Config
+from hope_jax.data import pipeline
+from hope_jax.evals import language
+from hope_jax.models.factory import language_model
+from hope_jax.train import loop
+
+
+def run(config: Config, column: str, sweep) -> dict[str, Any] | None:
+  """Trains for `train.steps` and measures `train.eval_batches` held out.
+
+  The held-out text is the same for every row and seed.
+
+  Args:
+    config: the run.
+    column: the text source, as of `data.source`.
+    sweep: the `SweepConfig`; not needed.
+
+  Returns:
+    'loss' (nats a token), 'perplexity' (a token), 'bits_per_byte', 'steps',
+    'tokens_per_second' (median). None: interrupted.
+  """
+  del sweep
+  config = dataclasses.replace(
+      config, data=dataclasses.replace(config.data, source=column)
+  )
+  model = language_model(config.model)
+
+  def evaluate(params):
+    batches = pipeline.heldout_batches(config.data, config.train.eval_batches)
+    return language.evaluate(model, params, batches)
+
+  trained = loop.train(
+      model, pipeline.train_batches(config.data), config, evaluate=evaluate
+  )
+  if trained.stopped not in ('done', 'time'):
+    return None
+  last = [r for r in trained.history if r['split'] == 'heldout'][-1]
+  speeds = [
+      r['tokens_per_second'] for r in trained.history if r['split'] == 'train'
+  ]
+  return {
+      'loss': last['loss'],
+      'perplexity': math.exp(last['loss']),
+      'bits_per_byte': last['bits_per_byte'],
+      'steps': int(trained.state.step),
+      'tokens_per_second': round(statistics.median(speeds)),
+  }
+
+
+def tables(results: list[dict]) -> dict[str, dict[tuple[str, str], str]]:
+  """Perplexity with its spread over seeds."""
+  cells = {}
+  for result in results:
+    cells.setdefault((result['row'], result['column']), []).append(
+        result['scores']['perplexity']
+    )
+
+  def text(values):
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f'{statistics.fmean(values):.3f} ± {spread:.3f} ({len(values)})'
+
+  return {
+      'Held-out perplexity of a token ± standard deviation over seeds (their'
+      ' number)': {key: text(values) for key, values in cells.items()}
+  }
+
+
+def figures(results: list[dict]) -> dict[str, str]:
+  """None: the table says it."""
+  del results
+  return {}

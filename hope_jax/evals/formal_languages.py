@@ -1,0 +1,187 @@
+"""Trains a model on a formal language and scores it by length (Table 5)."""
+
+from collections.abc import Sequence
+import statistics
+from typing import Any
+
+import jax
+import numpy as np
+
+from hope_jax import sharding
+from hope_jax.config import Config, ConfigError
+from hope_jax.evals import charts, labelling
+from hope_jax.tasks import formal_languages as task
+from hope_jax.tasks.labelling import Encoded, encode
+
+BINS = ('bin0', 'bin1', 'bin2', 'bin3')
+
+
+def splits(column: str, sweep, seed: int) -> task.Splits:
+  """The strings of a cell: published files, a plug-in, or generated."""
+  try:
+    if sweep.data_dir:
+      return task.read(sweep.data_dir)
+    if sweep.language:
+      return task.plug_in(sweep.language, seed)
+    return task.generate(
+        column, seed, lengths=task.LENGTHS | sweep.lengths,
+        counts=sweep.counts or task.COUNTS,
+    )
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+
+
+def run(config: Config, column: str, sweep) -> dict[str, Any] | None:
+  """Trains until Bin0 and Bin1 are all right, or to the last step.
+
+  As in the published code, Bin0 and Bin1 decide when training ends; here when
+  every string was right twice in a row, `train.eval_every` steps apart, for an
+  automaton is learned before its gates are sharp. The scores are those of the
+  last step; Bin2 and Bin3 are seen once, after it.
+
+  Args:
+    config: the run; `model.vocab_size` is that of the language.
+    column: the language.
+    sweep: the `SweepConfig`, for where its strings come from.
+
+  Returns:
+    Scores by bin ('bin0': share of strings that are right, 'bin0_positions':
+    of positions), 'steps', 'loss', 'tokens_per_second' (median) and, for Titans
+    memories, 'eigenvalues': symbol -> the least eigenvalue in each layer on a
+    string of that symbol. None: interrupted.
+  """
+  encoded = encode(splits(column, sweep, config.data.seed))
+  watched = [name for name in BINS[:2] if name in encoded.splits]
+  solved = []
+
+  def score(model, params, bins=watched):
+    scores = {}
+    for name in bins:
+      found = labelling.evaluate(
+          model, params, encoded.splits[name], config.data.batch_size
+      )
+      scores[name] = found['exact']
+      scores[f'{name}_positions'] = found['positions']
+    return scores
+
+  def until(scores):
+    solved.append(all(scores[name] == 1 for name in watched))
+    return solved[-2:] == [True, True]
+
+  trained = labelling.train(
+      config, encoded.splits['train'],
+      max(len(encoded.symbols), len(encoded.names)), score=score, until=until,
+  )
+  if trained is None:
+    return None
+  model, params, facts = trained
+  with jax.set_mesh(sharding.make_mesh(config.mesh)):
+    scores = score(model, params, [b for b in BINS if b in encoded.splits])
+    found = eigenvalues(model, params, encoded)
+  return scores | facts | ({'eigenvalues': found} if found else {})
+
+
+def eigenvalues(model, params, encoded: Encoded) -> dict[str, list[float]]:
+  """The least eigenvalue alpha - eta |k|^2 that a symbol writes with.
+
+  Returns:
+    symbol -> one number a layer, over heads, on a string of sixteen times that
+    symbol (the mean of alpha less the largest eta |k|^2); {} for models that
+    report no rates.
+  """
+  found = {}
+  for token, symbol in enumerate(encoded.symbols):
+    tokens = np.full((1, 16), token, np.int32)
+    _, extra = model.apply({'params': params}, tokens, mutable=['diagnostics'])
+    if extra:
+      rates = extra['diagnostics']['layers']['mixer']
+      least = np.asarray(rates['mean_alpha'] - rates['max_write'])
+      found[symbol] = [round(float(x), 4) for x in np.ravel(least)]
+  return found
+
+
+def _percent(results: Sequence[dict], name: str) -> str:
+  """The mean over seeds in percent, and the worst seed where they differ."""
+  values = [100 * r['scores'][name] for r in results if name in r['scores']]
+  if not values:
+    return '-'
+  mean = f'{statistics.fmean(values):.1f}'.removesuffix('.0')
+  spread = max(values) - min(values)
+  return mean if spread < 0.05 else f'{mean} ({min(values):.0f})'
+
+
+def tables(results: list[dict]) -> dict[str, dict[tuple[str, str], str]]:
+  """Accuracy in short and in long bins, and what it took."""
+  cells = {}
+  for result in results:
+    cells.setdefault((result['row'], result['column']), []).append(result)
+
+  def pair(a, b):
+    return {
+        key: f'{_percent(found, a)} / {_percent(found, b)}'
+        for key, found in cells.items()
+    }
+
+  def cost(found):
+    steps = statistics.fmean(r['scores']['steps'] for r in found)
+    speed = max(r['scores']['tokens_per_second'] for r in found)
+    return f'{steps:,.0f} / {charts.shorten(speed)}'
+
+  return {
+      'Bin0 / Bin1: strings right at every position, %; the mean over seeds,'
+      ' and in brackets the worst seed where they differ': pair(*BINS[:2]),
+      'Bin2 / Bin3, the same': pair(*BINS[2:]),
+      'Steps / tokens a second of training, in the fastest run': {
+          key: cost(found) for key, found in cells.items()
+      },
+      'Seeds': {key: str(len(found)) for key, found in cells.items()},
+  }
+
+
+def figures(results: list[dict]) -> dict[str, str]:
+  """Accuracy by length on each language; the eigenvalues learned on Parity."""
+  drawn = {}
+  for column in dict.fromkeys(r['column'] for r in results):
+    lines = []
+    rows = dict.fromkeys(r['row'] for r in results if r['column'] == column)
+    for i, row in enumerate(rows):
+      found = [
+          r['scores']
+          for r in results
+          if (r['row'], r['column']) == (row, column)
+      ]
+      points = [
+          (x, 100 * statistics.fmean(s[name] for s in found))
+          for x, name in enumerate(BINS)
+          if all(name in s for s in found)
+      ]
+      lines.append(charts.Line(row, f's{i % 4}', points, marks=True))
+    drawn[f'length_{column}'] = charts.document(charts.lines(
+        f'{column}: strings right, %', lines, y_range=(0, 100),
+        x_label='length', x_ticks=list(enumerate(('2-50', '51-100', '100-500',
+                                                  '500-2,000'))),
+        right=190,
+    ))
+  drawn |= _eigenvalue_figure(results)
+  return drawn
+
+
+def _eigenvalue_figure(results: list[dict]) -> dict[str, str]:
+  lines = []
+  found = [
+      r for r in results
+      if r['column'] == 'parity' and 'eigenvalues' in r['scores']
+  ]
+  for i, row in enumerate(dict.fromkeys(r['row'] for r in found)):
+    for j, result in enumerate(r for r in found if r['row'] == row):
+      pairs = sorted(result['scores']['eigenvalues'].items())
+      points = [(x, min(layers)) for x, (_, layers) in enumerate(pairs)]
+      name = row if j == 0 else ''
+      lines.append(charts.Line(name, f's{i % 4}', points, marks=True))
+  if not lines:
+    return {}
+  return {'eigenvalues_parity': charts.document(charts.lines(
+      'Parity: least eigenvalue of a write, by symbol read', lines,
+      y_range=(-1, 1), x_label='symbol', x_ticks=[(0, '0'), (1, '1')],
+      right=190,
+  ))}

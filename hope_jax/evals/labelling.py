@@ -1,0 +1,122 @@
+"""Trains on a task whose positions carry labels, and counts right answers."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import statistics
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hope_jax import sharding
+from hope_jax.config import Config
+from hope_jax.models.factory import language_model
+from hope_jax.tasks.labelling import Arrays, Epochs, in_order
+from hope_jax.train import labelling, loop
+from hope_jax.types import PyTree
+
+# (model, parameters) -> scores by name.
+Score = Callable[[Any, PyTree], dict[str, float]]
+
+
+class Trained(NamedTuple):
+  """A trained model, and how it came to be."""
+
+  model: Any
+  params: PyTree
+  # steps, stopped, loss, tokens_per_second (median), parameters, state_bytes.
+  facts: dict[str, Any]
+
+
+def train(
+    config: Config,
+    arrays: Arrays,
+    vocab: int,
+    *,
+    score: Score | None = None,
+    until: Callable[[dict[str, float]], bool] | None = None,
+) -> Trained | None:
+  """Trains a model on a split of a task.
+
+  Args:
+    config: the run; `model.vocab_size` is replaced.
+    arrays: see `tasks.labelling`.
+    vocab: tokens, or symbols of a set if they are more.
+    score: called each `train.eval_every` steps; None: never.
+    until: scores -> whether training may end.
+
+  Returns:
+    The model; None if the run was interrupted.
+  """
+  config = dataclasses.replace(
+      config, model=dataclasses.replace(config.model, vocab_size=vocab)
+  )
+  model = language_model(config.model)
+  trained = loop.train(
+      model,
+      Epochs(arrays, config.data.batch_size, config.data.seed),
+      config,
+      loss_fn=labelling.make_loss_fn(model),
+      evaluate=None if score is None else functools.partial(score, model),
+      until=until,
+  )
+  if trained.stopped not in ('done', 'until', 'time'):
+    return None
+  records = [r for r in trained.history if r['split'] == 'train']
+  speed = statistics.median(r['tokens_per_second'] for r in records)
+  return Trained(model, trained.state.params, {
+      'steps': int(trained.state.step),
+      'stopped': trained.stopped,
+      'loss': records[-1]['loss'],
+      'tokens_per_second': round(speed),
+      'parameters': sum(
+          x.size for x in jax.tree.leaves(trained.state.params)
+      ),
+      'state_bytes': state_bytes(model, trained.state.params),
+  })
+
+
+def state_bytes(model: Any, params: PyTree) -> int:
+  """Returns what a sequence carries from token to token, in bytes."""
+  token = jnp.zeros((1, 1), jnp.int32)
+  _, state = jax.eval_shape(
+      lambda params: model.apply({'params': params}, token), params
+  )
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+
+
+@functools.partial(jax.jit, static_argnames='model')
+def _counts(model, params, batch):
+  logits, _ = model.apply({'params': params}, batch['tokens'])
+  asked = batch['mask'] > 0
+  answered = labelling.right(logits, batch['targets'])
+  return (
+      jnp.sum(jnp.any(asked, axis=1) & jnp.all(answered | ~asked, axis=1)),
+      jnp.sum(jnp.any(asked, axis=1)),
+      jnp.sum(answered & asked),
+      jnp.sum(asked),
+  )
+
+
+def evaluate(
+    model, params: PyTree, arrays: Arrays, batch_size: int
+) -> dict[str, float]:
+  """Measures a model on a split of a task.
+
+  Args:
+    model: the Flax module of the parameters; hashable.
+    params: its parameters.
+    arrays: see `tasks.labelling`.
+    batch_size: examples at a time.
+
+  Returns:
+    exact: share of examples with every answer right; positions: share of right
+    answers. Both in [0, 1].
+  """
+  totals = [0, 0, 0, 0]
+  for batch in in_order(arrays, batch_size):
+    counts = _counts(model, params, sharding.put_batch(batch))
+    totals = [total + int(count) for total, count in zip(totals, counts)]
+  exact, examples, positions, answers = totals
+  return {'exact': exact / examples, 'positions': positions / answers}

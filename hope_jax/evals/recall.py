@@ -1,0 +1,199 @@
+"""Trains and scores what a model recalls: MQAR, MAD and needles."""
+
+import math
+import statistics
+from typing import Any
+
+import jax
+
+from hope_jax import sharding
+from hope_jax.config import Config, ConfigError
+from hope_jax.evals import charts, labelling
+from hope_jax.tasks import mad, mqar, needles
+from hope_jax.tasks.labelling import Arrays
+
+# Added to a cell's seed for its test rows.
+TEST_SEED = 1_000_000
+
+
+def _run(
+    config: Config, arrays: Arrays, tests: dict[str, Arrays], vocab: int
+) -> dict[str, Any] | None:
+  """Trains, then scores each test: name -> share of right answers."""
+  trained = labelling.train(config, arrays, vocab)
+  if trained is None:
+    return None
+  model, params, facts = trained
+  with jax.set_mesh(sharding.make_mesh(config.mesh)):
+    found = {
+        name: labelling.evaluate(model, params, test, config.data.batch_size)
+        for name, test in tests.items()
+    }
+  return facts | {
+      'answers': {name: scores['positions'] for name, scores in found.items()},
+      'exact': {name: scores['exact'] for name, scores in found.items()},
+  }
+
+
+def run_mad(config: Config, column: str, sweep) -> dict[str, Any] | None:
+  """A task of MAD at its base difficulty; see `tasks.mad`.
+
+  Args:
+    config: the run.
+    column: the task.
+    sweep: the `SweepConfig`: `counts` has rows to train on and to test.
+
+  Returns:
+    'answers' and 'exact': 'test' -> share of answers, of rows, that are right;
+    'steps', 'loss', 'tokens_per_second'. None: interrupted.
+  """
+  if column not in mad.TASKS:
+    raise ConfigError(f'a task of MAD is one of {", ".join(mad.TASKS)}')
+  base, seed = mad.TASKS[column], config.data.seed
+  counts = {'train': base.train, 'test': base.test} | sweep.counts
+  return _run(
+      config,
+      mad.generate(column, seed, counts['train']),
+      {'test': mad.generate(column, seed + TEST_SEED, counts['test'])},
+      base.vocab,
+  )
+
+
+def run_mqar(config: Config, column: str, sweep) -> dict[str, Any] | None:
+  """MQAR; the column is the number of pairs. Arguments as above.
+
+  `sweep.lengths` has 'length', tokens of a row (512), and 'vocab' (8,192).
+  """
+  options = {'length': 512, 'vocab': 8192} | sweep.lengths
+  counts = {'train': 100_000, 'test': 1000} | sweep.counts
+  made = [
+      mqar.generate(seed, counts[split], pairs=int(column), **options)
+      for split, seed in (
+          ('train', config.data.seed), ('test', config.data.seed + TEST_SEED)
+      )
+  ]
+  return _run(config, made[0], {'test': made[1]}, options['vocab'])
+
+
+def run_needles(config: Config, column: str, sweep) -> dict[str, Any] | None:
+  """Needles in bytes: trained short, tested by length and depth.
+
+  Arguments as above. `sweep.lengths` has 'train' (1,024), 'test' (1K to 16K)
+  and 'depths' (0, 1/4, ..., 1); names of tests are 'LENGTH DEPTH'.
+  """
+  options = {
+      'train': 1024, 'test': (1024, 2048, 4096, 8192, 16_384),
+      'depths': (0.0, 0.25, 0.5, 0.75, 1.0),
+  } | sweep.lengths
+  counts = {'train': 20_000, 'test': 20} | sweep.counts
+  seed = config.data.seed
+  tests = {
+      f'{length} {depth}': needles.generate(
+          column, seed + TEST_SEED, counts['test'], length=length, depth=depth
+      )
+      for length in options['test']
+      for depth in options['depths']
+  }
+  arrays = needles.generate(
+      column, seed, counts['train'], length=options['train']
+  )
+  return _run(config, arrays, tests, 256)
+
+
+def _by_cell(results: list[dict]) -> dict[tuple[str, str], list[dict]]:
+  cells = {}
+  for result in results:
+    key = result['row'], result['column']
+    cells.setdefault(key, []).append(result['scores'])
+  return cells
+
+
+def _mean(values: list[float]) -> str:
+  """Percent, with the standard deviation where there are several."""
+  mean = f'{100 * statistics.fmean(values):.1f}'
+  return mean if len(values) < 2 else (
+      f'{mean} ± {100 * statistics.stdev(values):.1f}'
+  )
+
+
+def tables(results: list[dict]) -> dict[str, dict[tuple[str, str], str]]:
+  """Right answers, and rows with every answer right, over all tests."""
+  cells = _by_cell(results)
+
+  def table(kind):
+    return {
+        key: _mean([statistics.fmean(s[kind].values()) for s in found])
+        for key, found in cells.items()
+    }
+
+  return {
+      'Right answers, %, mean ± deviation over seeds': table('answers'),
+      'Rows with every answer right, %': table('exact'),
+      'Seeds': {key: str(len(found)) for key, found in cells.items()},
+  }
+
+
+def mqar_figures(results: list[dict]) -> dict[str, str]:
+  """Right answers by number of pairs, and by size of the recurrent state."""
+
+  def mean(found):
+    return 100 * statistics.fmean(
+        r['scores']['answers']['test'] for r in found
+    )
+
+  def chart(title, series, **axis):
+    lines = [
+        charts.Line(name, f's{i % 4}', sorted(points), marks=True)
+        for i, (name, points) in enumerate(series.items())
+    ]
+    return charts.document(
+        charts.lines(title, lines, y_range=(0, 100), right=190, **axis)
+    )
+
+  by_pairs, by_state, sizes = {}, {}, set()
+  cells, widths = {}, {}
+  for r in results:
+    cells.setdefault((r['row'], int(r['column'])), []).append(r)
+    kind = r['settings']['model']['architecture']
+    widths.setdefault((kind, r['scores']['state_bytes']), []).append(r)
+  for (row, pairs), found in cells.items():
+    by_pairs.setdefault(row, []).append((pairs, mean(found)))
+  for (kind, size), found in widths.items():
+    sizes.add(size)
+    by_state.setdefault(kind, []).append((math.log2(size), mean(found)))
+  if not results:
+    return {}
+  return {
+      'pairs': chart(
+          'MQAR: right answers, %', by_pairs, x_label='key-value pairs'
+      ),
+      'state': chart(
+          'MQAR: right answers over all numbers of pairs, %', by_state,
+          x_label='bytes of state of a sequence',
+          x_ticks=[(math.log2(s), charts.shorten(s)) for s in sorted(sizes)],
+      ),
+  }
+
+
+def needle_figures(results: list[dict]) -> dict[str, str]:
+  """A heat map of right answers by length and depth, for each row and task."""
+  drawn = {}
+  for (row, column), found in _by_cell(results).items():
+    names = list(found[0]['answers'])
+    lengths, depths = (
+        list(dict.fromkeys(name.split()[i] for name in names)) for i in (0, 1)
+    )
+    values = [
+        [
+            statistics.fmean(s['answers'][f'{length} {depth}'] for s in found)
+            for length in lengths
+        ]
+        for depth in depths
+    ]
+    name = f'{column} {row}'.lower().replace(' ', '_')
+    drawn[name] = charts.document(charts.heat_map(
+        f'{row}, {column}: right answers, %', values,
+        x_names=[charts.shorten(int(x)) for x in lengths], x_label='length',
+        y_names=depths, y_label='depth',
+    ))
+  return drawn

@@ -1,0 +1,76 @@
+"""A long short-term memory as a mixer (Hochreiter & Schmidhuber 1997)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hope_jax.config import ModelConfig
+from hope_jax.models.layers import Dense, partitioned
+from hope_jax.models.packing import Packing
+from hope_jax.types import Array, PyTree
+
+
+class Lstm(nn.Module):
+  """c_t = f c_{t-1} + i tanh(g), h_t = o tanh(c_t), width D.
+
+  The gates [i, f, g, o] are x W + h_{t-1} U + b, with f's bias 1 at
+  initialisation. Serial in time, in float32.
+  """
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(
+      self, x: Array, state: PyTree | None, packing: Packing
+  ) -> tuple[Array, PyTree]:
+    """Mixes tokens.
+
+    Args:
+      x: normalised residual stream, [B, T, D].
+      state: {'h', 'c' [B, D]} or None.
+      packing: document structure of the batch.
+
+    Returns:
+      [B, T, D] and the new state.
+    """
+    batch, length, dim = x.shape
+    inputs = Dense(4 * dim, ('embed', 'heads'), jnp.float32, name='input')(x)
+    recurrent = self.param(
+        'recurrent',
+        partitioned(nn.initializers.orthogonal(), 'embed', 'heads'),
+        (dim, 4 * dim),
+    )
+    forget = lambda _, shape: jnp.zeros(shape).at[dim : 2 * dim].set(1.0)
+    bias = self.param('bias', partitioned(forget, 'heads'), (4 * dim,))
+
+    def step(carry, xs):
+      """carry: h and c [B, D]; xs: inputs [B, 4 D], starts, present [B]."""
+      z, start, present = xs
+      before = jax.tree.map(lambda y: jnp.where(start[:, None], 0, y), carry)
+      h, c = before
+      i, f, g, o = jnp.split(z + h @ recurrent, 4, axis=-1)
+      c = nn.sigmoid(f) * c + nn.sigmoid(i) * jnp.tanh(g)
+      h = nn.sigmoid(o) * jnp.tanh(c)
+      after = jax.tree.map(
+          lambda new, old: jnp.where(present[:, None], new, old),
+          (h, c), before,
+      )
+      return after, h
+
+    zero = jnp.zeros((batch, dim), jnp.float32)
+    carry = (zero, zero) if state is None else (state['h'], state['c'])
+    starts, present = packing.starts, packing.present
+    none = jnp.zeros((batch, length), bool)
+    xs = (
+        inputs + bias,
+        none if starts is None else starts,
+        ~none if present is None else present,
+    )
+    (h, c), y = jax.lax.scan(
+        step, carry, jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), xs)
+    )
+    out = Dense(
+        dim, ('heads', 'embed'), jnp.dtype(self.config.dtype),
+        (2 * self.config.layers) ** -0.5, name='out',
+    )(jnp.moveaxis(y, 0, 1))
+    return out, {'h': h, 'c': c}

@@ -1,0 +1,129 @@
+"""Matrix memories with given keys and values: the relatives of DGD.
+
+One recurrence, read after the token's own write (NL §5, Table 1),
+
+    M_t = M_{t-1} (alpha_t I - eta_t k_t k_t^T) + eta_t u_t k_t^T,
+    o_t = M_t q_t,
+
+is each of these, by what it is given; the first two leave out the erasure
+-eta_t M_{t-1} k_t k_t^T:
+
+| rule             | alpha_t     | eta_t          | u_t           | erases |
+|------------------|-------------|----------------|---------------|--------|
+| linear_attention | 1           | 1              | [v_t, 1]      | no     |
+| retnet           | gamma_h     | 1              | v_t           | no     |
+| deltanet         | 1           | beta_t         | v_t           | yes    |
+| gated_deltanet   | alpha_t     | alpha_t beta_t | v_t / alpha_t | yes    |
+
+Linear attention divides the answer by its last entry, the normaliser.
+
+Sources: arXiv 2006.16236 (linear attention), 2307.08621 (RetNet, Eq. 6 and
+gamma_h = 1 - 2^(-5-h)), 2406.06484 (DeltaNet), 2412.06464 (Gated DeltaNet).
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from hope_jax.kernels.dgd.api import default_tile
+from hope_jax.kernels.dgd.chunked import chunk_step
+from hope_jax.nested import levels
+from hope_jax.types import Array
+
+ERASES = {
+    'linear_attention': False,
+    'retnet': False,
+    'deltanet': True,
+    'gated_deltanet': True,
+}
+
+
+class Writes(NamedTuple):
+  """What the recurrence is given for each token."""
+
+  u: Array  # [B, T, H, V]
+  eta: Array  # [B, T, H]
+  log_alpha: Array  # [B, T, H]
+
+
+def writes(
+    rule: str, v: Array, beta: Array | None, log_alpha: Array | None
+) -> Writes:
+  """The table above, row by row.
+
+  Args:
+    rule: a key of `ERASES`.
+    v: values, [B, T, H, V].
+    beta: write strengths in [0, 1], [B, T, H], of the delta rules.
+    log_alpha: log retentions <= 0, [B, T, H], of 'gated_deltanet'.
+
+  Returns:
+    u, with the normaliser's column of ones for 'linear_attention'; eta; log
+    alpha.
+  """
+  one = jnp.ones_like(v[..., 0])
+  if rule == 'linear_attention':
+    return Writes(jnp.concatenate([v, one[..., None]], axis=-1), one, 0 * one)
+  if rule == 'retnet':
+    gamma = 1 - 2.0 ** (-5 - jnp.arange(v.shape[2]))
+    return Writes(v, one, jnp.log(gamma) * one)
+  if rule == 'deltanet':
+    return Writes(v, beta, 0 * one)
+  alpha = jnp.exp(log_alpha)
+  return Writes(v / alpha[..., None], alpha * beta, log_alpha)
+
+
+def layer(
+    q: Array,
+    k: Array,
+    write: Writes,
+    state: Array | None = None,
+    *,
+    erase: bool,
+    starts: Array | None = None,
+    present: Array | None = None,
+    precision: str = 'float32',
+) -> tuple[Array, Array]:
+  """Reads and writes a sequence, in chunk-parallel form.
+
+  Args:
+    q: queries, [B, T, H, K].
+    k: keys, [B, T, H, K].
+    write: values and rates.
+    state: the memory before the first token, [B, H, K, V]; None: zero.
+    erase: whether the delta decay acts.
+    starts: [B, T] bool, where a document starts and the memory is zero again.
+    present: [B, T] bool, false at padding, which writes and forgets nothing.
+    precision: of the products, as in `chunk_step`.
+
+  Returns:
+    Outputs [B, T, H, V] (NaN in rows with more documents than the grid has
+    room for, see `levels.token_grid`), and the memory after the last token.
+  """
+  batch, length, heads, width = k.shape
+  tile = min(default_tile(width), length)
+  grid = levels.token_grid(
+      batch, length, tile=tile, period=tile, starts=starts, present=present
+  )
+  zero = jnp.zeros((batch, heads, width, write.u.shape[-1]), jnp.float32)
+
+  def body(state, xs, tile):
+    """carry: the memory; xs: a tile of q, k, u, eta and log alpha."""
+    if starts is not None:
+      state = levels.select(tile.reset, zero, state)
+    q, k, u, eta, log_alpha = xs
+    valid = tile.valid[:, None, :]
+    o, state, _ = chunk_step(
+        state, q, k, u, jnp.where(valid, eta, 0),
+        jnp.where(valid, log_alpha, 0),
+        read='post', erase=erase, precision=precision,
+    )
+    return state, jnp.moveaxis(o, 1, 2)
+
+  tiles = tuple(
+      jnp.moveaxis(levels.to_tiles(x, grid), 3, 2) for x in (q, k, *write)
+  )
+  state = zero if state is None else state
+  state, o = levels.scan_tiles(body, state, tiles, grid)
+  o = levels.from_tiles(o, grid, length)
+  return jnp.where(grid.overflow[:, None, None, None], jnp.nan, o), state

@@ -1,0 +1,228 @@
+"""Needles in haystacks, after RULER (Hsieh et al. 2024, arXiv 2404.06654).
+
+A row is a long text in which some sentences, the needles, give the code of a
+name, and then a question for one code or more with its answer. Templates,
+haystacks and names are words of our own; difficulty is RULER's (NL Table 1):
+
+| task     | haystack             | code     | needles                         |
+|----------|----------------------|----------|---------------------------------|
+| s_niah_1 | four sentences, over | 7 digits | one                             |
+|          | and over             |          |                                 |
+| s_niah_2 | prose                | 7 digits | one                             |
+| s_niah_3 | prose                | a UUID   | one                             |
+| mk_niah  | prose                | 7 digits | of four names, one is asked for |
+| mq_niah  | prose                | 7 digits | of four names, all asked for    |
+| mv_niah  | prose                | 7 digits | four of one name, all asked for |
+
+Several codes are asked for in the order in which a reader met their needles
+('mv_niah') or the question names them ('mq_niah').
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+import uuid
+
+import numpy as np
+
+from hope_jax.tasks.labelling import Arrays
+
+Encode = Callable[[str], Sequence[int]]
+
+
+class Kind(NamedTuple):
+  """The difficulty of a task."""
+
+  haystack: Literal['repeated', 'prose']
+  code: Literal['number', 'uuid']
+  names: int
+  codes: int  # of each name
+  asked: int  # names that the question is about
+
+
+TASKS = {
+    's_niah_1': Kind('repeated', 'number', 1, 1, 1),
+    's_niah_2': Kind('prose', 'number', 1, 1, 1),
+    's_niah_3': Kind('prose', 'uuid', 1, 1, 1),
+    'mk_niah': Kind('prose', 'number', 4, 1, 1),
+    'mq_niah': Kind('prose', 'number', 4, 1, 4),
+    'mv_niah': Kind('prose', 'number', 1, 4, 1),
+}
+
+INTRODUCTION = 'Codes are hidden in this text. Remember them.\n'
+NEEDLE = 'The code of the {name} is {code}. '
+QUESTION = '\nWhat is the code of the {names}? It is '
+REPEATED = (
+    'Rain fell on the hill all day. ',
+    'A boat lay by the shore. ',
+    'Nobody came up the road. ',
+    'Then it was evening again. ',
+)
+ADJECTIVES = (
+    'amber', 'ancient', 'bitter', 'blue', 'brave', 'broken', 'calm', 'clever',
+    'copper', 'crimson', 'distant', 'drowsy', 'eager', 'early', 'empty',
+    'faded', 'fallen', 'fancy', 'fierce', 'frozen', 'gentle', 'golden', 'green',
+    'hidden', 'hollow', 'humble', 'idle', 'ivory', 'jolly', 'lazy', 'little',
+    'lonely', 'lost', 'loud', 'lucky', 'marble', 'mild', 'misty', 'modest',
+    'narrow', 'nimble', 'noble', 'odd', 'old', 'pale', 'patient', 'plain',
+    'proud', 'purple', 'quick', 'quiet', 'rapid', 'rough', 'round', 'rusty',
+    'scarlet', 'secret', 'silent', 'silver', 'slow', 'small', 'smooth',
+    'solemn', 'steady', 'strange', 'sunny', 'sweet', 'tall', 'tender', 'tidy',
+    'tired', 'vast', 'warm', 'weary', 'white', 'wild', 'wise', 'wooden',
+    'yellow', 'young',
+)
+NOUNS = (
+    'anchor', 'apple', 'badger', 'barrel', 'basket', 'beacon', 'bell', 'bridge',
+    'candle', 'canyon', 'castle', 'cellar', 'chapel', 'clock', 'comet', 'crow',
+    'desert', 'dragon', 'drum', 'eagle', 'engine', 'falcon', 'feather', 'ferry',
+    'forest', 'fountain', 'fox', 'garden', 'glacier', 'hammer', 'harbour',
+    'harp', 'heron', 'island', 'jewel', 'kettle', 'ladder', 'lantern',
+    'lighthouse', 'lion', 'magnet', 'market', 'meadow', 'mill', 'mirror',
+    'monkey', 'mountain', 'needle', 'oak', 'orchard', 'otter', 'owl', 'palace',
+    'pearl', 'pillar', 'planet', 'pond', 'quarry', 'rabbit', 'raven', 'ribbon',
+    'river', 'robin', 'rocket', 'rose', 'saddle', 'sparrow', 'spoon', 'station',
+    'stone', 'temple', 'tiger', 'tower', 'tunnel', 'valley', 'violin', 'wagon',
+    'whale', 'willow', 'window',
+)
+_PEOPLE = (
+    'The miller', 'Her brother', 'A stranger', 'The teacher', 'My neighbour',
+    'The captain', 'An old friend', 'The baker', 'His daughter', 'The clerk',
+    'Our guest', 'The painter', 'A young nurse', 'The gardener', 'Somebody',
+)
+_DEEDS = (
+    'walked past', 'wrote about', 'dreamed of', 'looked for', 'talked about',
+    'remembered', 'sold', 'drew', 'repaired', 'waited near', 'pointed at',
+    'asked after', 'sang of', 'forgot', 'kept watch over',
+)
+_TIMES = (
+    'before breakfast', 'in the winter', 'that afternoon', 'without a word',
+    'for many years', 'after the storm', 'on a market day', 'late at night',
+    'while the others slept', 'with some regret', 'more than once',
+    'as the train left', 'under a grey sky', 'in great haste', 'by candlelight',
+)
+
+
+def utf8(text: str) -> list[int]:
+  """The bytes of a text, as token ids."""
+  return list(text.encode())
+
+
+def generate(
+    task: str,
+    seed: int,
+    count: int,
+    *,
+    length: int,
+    depth: float | None = None,
+    encode: Encode = utf8,
+) -> Arrays:
+  """Makes rows of a task.
+
+  The row is encoded a sentence at a time, so that the answer's tokens are the
+  same wherever it stands.
+
+  Args:
+    task: a key of `TASKS`.
+    seed: decides every row.
+    count: rows N.
+    length: tokens T of a row at most; what the haystack does not fill, as a
+      whole sentence does not fit, is padding at the end.
+    depth: where the needles stand, 0 the haystack's start, 1 its end; None:
+      anywhere.
+    encode: text -> token ids; bytes by default.
+
+  Returns:
+    tokens; targets (the next token) and mask (1 where the next token is the
+    answer's), see `labelling`; and 'depth' [N] float32, the share of the
+    haystack before the first needle that is asked for.
+
+  Raises:
+    ValueError: no such task, or rows too short for needles and question.
+  """
+  if task not in TASKS:
+    raise ValueError(f'task must be one of {", ".join(TASKS)}; got {task!r}')
+  if depth is not None and not 0 <= depth <= 1:
+    raise ValueError(f'depth must be in [0, 1]; got {depth}')
+  rng = np.random.default_rng(seed)
+  arrays = {
+      'tokens': np.zeros((count, length), np.int32),
+      'targets': np.zeros((count, length), np.int32),
+      'mask': np.zeros((count, length), np.float32),
+      'depth': np.zeros((count,), np.float32),
+  }
+  for row in range(count):
+    before, answer, where = _row(TASKS[task], rng, length, depth, encode)
+    ids = np.array(before + answer, np.int32)
+    arrays['tokens'][row, : len(ids)] = ids
+    arrays['targets'][row, : len(ids) - 1] = ids[1:]
+    arrays['mask'][row, len(before) - 1 : len(ids) - 1] = 1
+    arrays['depth'][row] = where
+  return arrays
+
+
+def _row(
+    kind: Kind, rng, length: int, depth: float | None, encode: Encode
+) -> tuple[list[int], list[int], float]:
+  """One row: ids before the answer, ids of the answer, depth."""
+  names = _names(rng, kind.names)
+  needles = [
+      (name, _code(kind, rng)) for name in names for _ in range(kind.codes)
+  ]
+  rng.shuffle(needles)
+  asked = names[: kind.asked]
+  # A name's codes in the order of their needles.
+  answers = [c for name in asked for n, c in needles if n == name]
+  question = QUESTION.format(names=', of the '.join(asked))
+  head, tail = list(encode(INTRODUCTION)), list(encode(question))
+  answer = list(encode(', '.join(answers) + '.'))
+  hidden = [
+      list(encode(NEEDLE.format(name=name, code=code)))
+      for name, code in needles
+  ]
+  room = length - sum(map(len, (head, tail, answer, *hidden)))
+  if room < 0:
+    raise ValueError(
+        f'length must hold needles, question and answer; got length={length},'
+        f' which is {-room} too few'
+    )
+  hay = []
+  while True:
+    sentence = list(encode(_sentence(kind, rng, len(hay))))
+    room -= len(sentence)
+    if room < 0:
+      break
+    hay.append(sentence)
+  places = rng.integers(0, len(hay) + 1, len(hidden))
+  if depth is not None:
+    places[:] = round(depth * len(hay))
+  places = np.sort(places)
+  first = next(i for i, (name, _) in enumerate(needles) if name in asked)
+  # From the last place on, so that earlier places stay where they are.
+  for place, needle in reversed(list(zip(places, hidden))):
+    hay.insert(place, needle)
+  size = max(len(hay) - len(hidden), 1)
+  return head + sum(hay, []) + tail, answer, places[first] / size
+
+
+def _names(rng, count: int) -> list[str]:
+  chosen = rng.choice(len(ADJECTIVES) * len(NOUNS), count, replace=False)
+  return [
+      f'{ADJECTIVES[i // len(NOUNS)]} {NOUNS[i % len(NOUNS)]}' for i in chosen
+  ]
+
+
+def _code(kind: Kind, rng) -> str:
+  if kind.code == 'uuid':
+    return str(uuid.UUID(bytes=rng.bytes(16), version=4))
+  return str(rng.integers(10**6, 10**7))
+
+
+def _sentence(kind: Kind, rng, number: int) -> str:
+  if kind.haystack == 'repeated':
+    return REPEATED[number % len(REPEATED)]
+  adjective, noun = (words[rng.integers(len(words))] for words in (
+      ADJECTIVES, NOUNS
+  ))
+  who, did, when = (words[rng.integers(len(words))] for words in (
+      _PEOPLE, _DEEDS, _TIMES
+  ))
+  return f'{who} {did} the {adjective} {noun} {when}. '

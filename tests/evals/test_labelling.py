@@ -1,0 +1,105 @@
+"""Labels: encoding, losses and exact match, against counting by hand."""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hope_jax.evals import labelling as evals
+from hope_jax.tasks import labelling
+from hope_jax.tasks.formal_languages import Example
+from hope_jax.train import labelling as train
+
+
+def example(symbols, *legal):
+  return Example(tuple(symbols), tuple(frozenset(x) for x in legal))
+
+
+SPLITS = {
+    'train': [example('ab', 'b', ('a', 'end')), example('a', ('b',))],
+    'bin0': [example('aba', 'b', ('a', 'end'), 'b')],
+}
+
+
+def test_encoding():
+  """If it fails, targets belong to other symbols than they say."""
+  encoded = labelling.encode(SPLITS)
+  assert encoded.symbols == ('a', 'b')
+  assert encoded.names == ('a', 'b', 'end')
+  train_split = encoded.splits['train']
+  np.testing.assert_array_equal(train_split['tokens'], [[0, 1], [0, 0]])
+  np.testing.assert_array_equal(train_split['mask'], [[1, 1], [1, 0]])
+  np.testing.assert_array_equal(
+      train_split['targets'][0], [[0, 1, 0], [1, 0, 1]]
+  )
+  assert encoded.splits['bin0']['tokens'].shape == (1, 3)
+
+
+def test_what_was_never_trained_is_named():
+  with pytest.raises(ValueError, match="'bin0' .* symbol 'c'"):
+    labelling.encode({**SPLITS, 'bin0': [example('c', 'a')]})
+  with pytest.raises(ValueError, match="'bin0' .* target 'c'"):
+    labelling.encode({**SPLITS, 'bin0': [example('a', 'c')]})
+
+
+def test_epochs_hold_every_row_once_and_know_their_place():
+  """If it fails, some strings are never trained, or a resume repeats them."""
+  arrays = {'tokens': np.arange(10)[:, None]}
+  epochs = labelling.Epochs(arrays, 3, seed=1)
+  rows = [next(epochs)['tokens'].ravel() for _ in range(3)]
+  assert len(set(np.concatenate(rows))) == 9
+  again = labelling.Epochs(arrays, 3, seed=1)
+  again.set_state(epochs.get_state())
+  for _ in range(4):
+    np.testing.assert_array_equal(
+        next(again)['tokens'], next(epochs)['tokens']
+    )
+  with pytest.raises(ValueError, match='at most the 10 examples; got 11'):
+    labelling.Epochs(arrays, 11, seed=0)
+
+
+def test_losses_by_hand():
+  """If it fails, sets or tokens are trained towards something else."""
+  logits = np.random.default_rng(0).normal(size=(1, 2, 4))
+  sets = np.array([[[1.0, 0, 1], [0, 0, 1]]])
+  p = 1 / (1 + np.exp(-logits[..., :3]))
+  expected = -np.mean(sets * np.log(p) + (1 - sets) * np.log(1 - p), axis=-1)
+  np.testing.assert_allclose(
+      train.position_losses(jnp.array(logits), jnp.array(sets)), expected,
+      rtol=1e-5,
+  )
+  tokens = np.array([[2, 3]])
+  q = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+  np.testing.assert_allclose(
+      train.position_losses(jnp.array(logits), jnp.array(tokens)),
+      [[-np.log(q[0, 0, 2]), -np.log(q[0, 1, 3])]], rtol=1e-5,
+  )
+
+
+class Says(nn.Module):
+  """Answers each token with the set of names that its bits spell."""
+
+  @nn.compact
+  def __call__(self, tokens, state=None, *, segment_ids=None):
+    del segment_ids
+    bits = (tokens[..., None] >> jnp.arange(3)) & 1
+    return bits - 0.5, state
+
+
+def test_exact_match_counts_whole_strings():
+  """If it fails, a string with one wrong set passes, or padding counts."""
+  tokens = np.array([[5, 2, 0], [5, 2, 7], [1, 1, 1]])
+  targets = (tokens[..., None] >> np.arange(3)) & 1
+  targets[1, 2] = [0, 1, 1]  # one symbol of one set is wrong
+  targets[0, 2] = 1  # padding: not asked
+  mask = np.array([[1, 1, 0], [1, 1, 1], [1, 1, 1]])
+  arrays = {
+      'tokens': tokens, 'targets': targets.astype('f4'),
+      'mask': mask.astype('f4'),
+  }
+  for batch_size in (2, 3):
+    found = evals.evaluate(Says(), {}, arrays, batch_size)
+    assert found == {'exact': 2 / 3, 'positions': 7 / 8}
+  logits = jax.nn.one_hot(tokens, 8)
+  assert train.right(logits, jnp.array(tokens)).all()
