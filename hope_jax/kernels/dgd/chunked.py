@@ -18,6 +18,7 @@ e_s k_s^T into e_t; what stands before E is unit lower triangular.
 in `nested/` and the accelerator kernels all call it.
 """
 
+import functools
 from typing import Literal, NamedTuple
 
 import jax
@@ -85,12 +86,43 @@ def inverse_unit_lower(lower: Array) -> Array:
   return inverse
 
 
+def prefix(x: Array) -> Array:
+  """Cumulated sums over the last axis, as a product with a triangle of ones."""
+  index = jnp.arange(x.shape[-1])
+  upto = (index[:, None] <= index[None, :]).astype(x.dtype)
+  return jnp.matmul(x, upto, precision='highest')
+
+
+@jax.custom_jvp
+def between(x: Array) -> Array:
+  """Sums of x [..., C] over (s, t], [..., C, C], rows t, columns s <= t.
+
+  As a difference of two cumulated sums they would lose the digits that the sums
+  share, so what rounding has taken from the sums is cumulated too and put back.
+  The derivative sums its own terms, by a product with a triangle.
+  """
+  total = prefix(x)
+  earlier = jnp.concatenate(
+      [jnp.zeros_like(total[..., :1]), total[..., :-1]], axis=-1
+  )
+  lost = prefix(x - (total - earlier))
+  return (total[..., :, None] - total[..., None, :]) + (
+      lost[..., :, None] - lost[..., None, :]
+  )
+
+
+@between.defjvp
+def _between_jvp(primals, tangents):
+  (x,), (dx,) = primals, tangents
+  index = jnp.arange(x.shape[-1])
+  reached = index[:, None] >= index[None, :]
+  later = jnp.where(reached.T, 0, dx[..., :, None])
+  ones = jnp.broadcast_to(reached.astype(x.dtype), later.shape)
+  return between(x), jnp.matmul(ones, later, precision='highest')
+
+
 def decays(log_decay: Array) -> Array:
   """What is kept from token s to token t: exp of the sum over (s, t].
-
-  Each exponent is summed from its own terms, by a product with triangles of
-  ones. As a difference of two cumulated sums it would lose its digits, and its
-  gradient more of them, wherever retention is near zero.
 
   Args:
     log_decay: [..., C], <= 0 and finite.
@@ -100,16 +132,15 @@ def decays(log_decay: Array) -> Array:
   """
   index = jnp.arange(log_decay.shape[-1])
   reached = index[:, None] >= index[None, :]
-  later = jnp.where(reached.T, 0, log_decay[..., :, None])
-  exponent = jnp.matmul(
-      reached.astype(log_decay.dtype), later, precision='highest'
+  # Masked before exp: what is not reached would be exp of a positive number.
+  return jnp.where(
+      reached, jnp.exp(jnp.where(reached, between(log_decay), 0)), 0
   )
-  return jnp.where(reached, jnp.exp(exponent), 0)
 
 
 def decay(log_alpha: Array) -> Decay:
   """`Decay` of log retentions [..., C]; shared by states that decay alike."""
-  enter = jnp.exp(jnp.cumsum(log_alpha, axis=-1))
+  enter = jnp.exp(prefix(log_alpha))
   return Decay(enter[..., None], decays(log_alpha))
 
 
@@ -137,10 +168,8 @@ def flow(kept: Decay, log_mu: Array, present: Array) -> Flow:
 
 def shift(x: Array, first: float = 0) -> Array:
   """Rows one later, a row of `first` ahead: 'after token t - 1'."""
-  return jnp.pad(
-      x[..., :-1, :], [(0, 0)] * (x.ndim - 2) + [(1, 0), (0, 0)],
-      constant_values=first,
-  )
+  ahead = jnp.full_like(x[..., :1, :], first)
+  return jnp.concatenate([ahead, x[..., :-1, :]], axis=-2)
 
 
 Groups = tuple[tuple[int, float], ...]
@@ -246,21 +275,27 @@ def _solve(lower: Array, rhs: Array, groups: Groups, precision: str) -> Array:
   return jnp.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def unit_lower_solve(
     lower: Array, inverse: Array, rhs: Array, precision: str
 ) -> Array:
   """x with (I + lower) x = rhs, given the inverse.
 
-  Differentiated as a linear system: the backward pass is one product with the
-  transposed inverse, d lower = -(d rhs) x^T, instead of a walk back through the
-  products that made the inverse. Forward mode and higher orders work.
+  Differentiated as a linear system, (I + lower) dx = d rhs - (d lower) x: the
+  backward pass is one product with the transposed inverse, d lower = -(d rhs)
+  x^T, instead of a walk back through the products that made the inverse.
   """
-  return jax.lax.custom_linear_solve(
-      lambda x: x + matmul(lower, x, precision),
-      rhs,
-      solve=lambda _, b: matmul(inverse, b, precision),
-      transpose_solve=lambda _, b: matmul(transpose(inverse), b, precision),
-  )
+  del lower
+  return matmul(inverse, rhs, precision)
+
+
+@unit_lower_solve.defjvp
+def _unit_lower_solve_jvp(precision, primals, tangents):
+  lower, inverse, rhs = primals
+  d_lower, _, d_rhs = tangents
+  x = unit_lower_solve(lower, inverse, rhs, precision)
+  residual = d_rhs - matmul(d_lower, x, precision)
+  return x, unit_lower_solve(lower, inverse, residual, precision)
 
 
 def _momentum_chunk_step(
