@@ -7,7 +7,8 @@ For a chunk of C tokens that starts from state S (rows are tokens):
     L = (D * K K^T) diag(eta)
     X = (I + L)^{-1} (U - e^p K S)                 x_t = u_t - M_{t-1} k_t
     pre:  O = e^p Q S + (D * Q K^T) diag(eta) X
-    post: O = e^c Q S + (D' * Q K^T) diag(eta) X,  D'_ts = exp(c_t - c_s), s <= t
+    post: O = e^c Q S + (D' * Q K^T) diag(eta) X
+          D'_ts = exp(c_t - c_s) for s <= t
     S' = e^{c_C} S + (e^{c_C - c} eta K)^T X
 
 Every exponent is <= 0 and nothing is divided by alpha, so that retention near
@@ -20,7 +21,6 @@ a vector of tokens lies along lanes, and spreading it over rows costs nothing.
 in `nested/` and the accelerator kernels all call it.
 """
 
-import functools
 from typing import Literal, NamedTuple
 
 import jax
