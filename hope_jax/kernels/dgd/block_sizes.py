@@ -38,6 +38,11 @@ def chip(device_kind: str) -> Chip:
   return CHIPS.get(device_kind, DEFAULT_CHIP)
 
 
+def lanes(width: int) -> int:
+  """What an array whose last axis is this wide takes of VMEM."""
+  return -(-width // 128) * 128
+
+
 def vmem_bytes(
     *,
     rows: int,
@@ -52,8 +57,9 @@ def vmem_bytes(
   Args:
     rows: R, rows of a block.
     tile: C.
-    vectors: lanes of all inputs and output gradients of one row and token.
-    matrices: elements of the carry and of the params of one row.
+    vectors: `lanes` of all inputs and outputs of one row and token.
+    matrices: elements of the carry and of the params of one row, rows times
+      `lanes`.
     stacked: tiles whose carries are kept in VMEM; 0 where they are in HBM.
     itemsize: bytes of an element of the vectors.
 
@@ -66,8 +72,7 @@ def vmem_bytes(
   vector_blocks = 2 * 2 * rows * tile * vectors * itemsize
   matrix_blocks = 4 * 2 * rows * matrices * 4
   stack = stacked * rows * matrices * 4
-  lanes = max(tile, 128)
-  temporaries = rows * tile * 4 * (8 * vectors + 24 * lanes)
+  temporaries = rows * tile * 4 * (8 * vectors + 24 * lanes(tile))
   return vector_blocks + matrix_blocks + stack + temporaries
 
 

@@ -4,18 +4,15 @@ For a chunk of C tokens that starts from state S (rows are tokens):
 
     a = log alpha      c = cumsum(a)      p = c - a  (decay before token t)
     D_ts = exp(p_t - c_s) for s < t, else 0        (see `decay`)
-    L = (D * K K^T) diag(eta)
-    X = (I + L)^{-1} (U - e^p K S)                 x_t = u_t - M_{t-1} k_t
-    pre:  O = e^p Q S + (D * Q K^T) diag(eta) X
-    post: O = e^c Q S + (D' * Q K^T) diag(eta) X
-          D'_ts = exp(c_t - c_s) for s <= t
-    S' = e^{c_C} S + (e^{c_C - c} eta K)^T X
+    L = diag(eta) (D * K K^T)
+    E = (I + L)^{-1} eta (U - e^p K S)          e_t = eta_t (u_t - M_{t-1} k_t)
+    pre:  O = e^p Q S + (D * Q K^T) E
+    post: O = e^c Q S + (D' * Q K^T) E,         D'_ts = exp(c_t - c_s), s <= t
+    S' = e^{c_C} S + (e^{c_C - c} K)^T E
 
 Every exponent is <= 0 and nothing is divided by alpha, so that retention near
 zero is exact. Derivation: put M_{t-1} = e^{p_t} M_0 + sum_{s<t} e^{p_t - c_s}
-eta_s x_s k_s^T into x_t; what stands before X is unit lower triangular. The
-rates stand to the right of their matrices, so that they scale columns: on a TPU
-a vector of tokens lies along lanes, and spreading it over rows costs nothing.
+e_s k_s^T into e_t; what stands before E is unit lower triangular.
 
 `chunk_step` is the one place where this is written; the scan below, the layer
 in `nested/` and the accelerator kernels all call it.
@@ -42,7 +39,7 @@ class Decay(NamedTuple):
 class Flow(NamedTuple):
   """How momentum reaches a state: S_t = mu_t S_{t-1} + (1 - mu_t) w_t k_t^T."""
 
-  share: Array  # [..., 1, C], 1 - mu
+  share: Array  # [..., C, 1], 1 - mu
   decay: Decay  # of the momentum itself
   present: Array  # [..., C, 1], whether there is a token
   reach: Array  # [..., C, C], how much of write s has arrived in M_{t-1}
@@ -147,6 +144,28 @@ def _later(x: Array) -> Array:
   return jnp.concatenate([jnp.zeros_like(x[..., :1]), x[..., :-1]], axis=-1)
 
 
+@jax.custom_jvp
+def column(x: Array) -> Array:
+  """[..., C] -> [..., C, 1].
+
+  On a TPU a vector lies along lanes, and a gradient that comes back as a column
+  has to be turned. The derivative is written so that it can be: as row sums of
+  a diagonal matrix, whose own derivative is a sum over rows.
+  """
+  return x[..., None]
+
+
+@column.defjvp
+def _column_jvp(primals, tangents):
+  return column(*primals), _turned(*tangents)
+
+
+def _turned(x: Array) -> Array:
+  """`column`, as row sums of a diagonal matrix."""
+  own = jnp.eye(x.shape[-1], dtype=bool)
+  return jnp.sum(jnp.where(own, x[..., None, :], 0), axis=-1, keepdims=True)
+
+
 def _before(size: int) -> Array:
   """[C, C] bool: s < t, rows t, columns s."""
   index = jnp.arange(size)
@@ -156,7 +175,7 @@ def _before(size: int) -> Array:
 def between_fast(x: Array) -> Array:
   """`between` as the difference of two cumulated sums: to 1e-7 of the sums."""
   total = prefix(x)
-  return _later(total)[..., :, None] - total[..., None, :]
+  return column(_later(total)) - total[..., None, :]
 
 
 @jax.custom_jvp
@@ -169,8 +188,8 @@ def between(x: Array) -> Array:
   """
   total = prefix(x)
   lost = prefix(x - (total - _later(total)))
-  return (_later(total)[..., :, None] - total[..., None, :]) + (
-      _later(lost)[..., :, None] - lost[..., None, :]
+  return (column(_later(total)) - total[..., None, :]) + (
+      column(_later(lost)) - lost[..., None, :]
   )
 
 
@@ -178,7 +197,7 @@ def between(x: Array) -> Array:
 def _between_jvp(primals, tangents):
   (x,), (dx,) = primals, tangents
   before = _before(x.shape[-1])
-  terms = jnp.where(before, dx[..., :, None], 0)
+  terms = jnp.where(before, _turned(dx), 0)
   ones = jnp.broadcast_to(before.astype(x.dtype), terms.shape)
   return between(x), jnp.matmul(ones, terms, precision='highest')
 
@@ -195,9 +214,9 @@ def decay(log_alpha: Array, precision: str = 'float32') -> Decay:
   # Masked before exp: the others would be exp of a positive number.
   keep = jnp.exp(jnp.where(before, sums(log_alpha), 0))
   return Decay(
-      jnp.exp(_later(prefix(log_alpha)))[..., None],
+      column(jnp.exp(_later(prefix(log_alpha)))),
       jnp.where(before, keep, 0),
-      jnp.exp(log_alpha)[..., None],
+      column(jnp.exp(log_alpha)),
   )
 
 
@@ -236,8 +255,8 @@ def flow(kept: Decay, log_mu: Array, present: Array, precision: str) -> Flow:
   taken = kept.keep * present[..., None, :]
   reach = matmul(taken, keep, precision)
   inflow = jnp.sum(taken * transpose(enter), axis=-1, keepdims=True)
-  share = -jnp.expm1(log_mu)[..., None, :]
-  return Flow(share, own, present[..., None], reach, inflow)
+  share = column(-jnp.expm1(log_mu))
+  return Flow(share, own, column(present), reach, inflow)
 
 
 def arrived(flowing: Flow, alpha: Array, last: bool) -> tuple[Array, Array]:
@@ -297,7 +316,7 @@ def chunk_step(
   kept = log_alpha
   if not isinstance(kept, Decay):
     kept = decay(log_alpha, precision)
-  eta = eta[..., None, :]
+  eta = column(eta)
   if momentum is not None:
     return _momentum_chunk_step(
         state, q, k, u, eta, kept, *momentum, read=read, erase=erase,
@@ -309,11 +328,12 @@ def chunk_step(
   if erase or reads:
     retrieved, q_retrieved = _split(matmul(rows, state, precision), k)
     gram, scores = _split(matmul(rows, transpose(k), precision), k)
-  x = u
+  e = eta * u
   if erase:
-    lower = kept.keep * gram * eta
-    x = _solve(lower, u - kept.enter * retrieved, groups, precision)
-  x = _shared(x, groups)
+    rhs = _shared(e - eta * kept.enter * retrieved, groups)
+    e = _solve(eta * kept.keep * gram, rhs, groups, precision)
+  else:
+    e = _shared(e, groups)
   o = None
   width = groups[0][0]
   if read == 'chunk':
@@ -321,9 +341,9 @@ def chunk_step(
   elif reads:
     enter, keep = kept[:2] if read == 'pre' else after(kept)
     o = enter * q_retrieved[..., :width]
-    o = o + matmul(keep * scores * eta, x[..., :width], precision)
+    o = o + matmul(keep * scores, e[..., :width], precision)
   enter, keep = leave(kept)
-  new = enter * state + matmul(_weighted(k, keep * eta), x, precision)
+  new = enter * state + matmul(_weighted(k, keep), e, precision)
   return o, new, None
 
 
@@ -334,7 +354,7 @@ def _split(x: Array, k: Array) -> tuple[Array, Array]:
 
 def _weighted(k: Array, weight: Array) -> Array:
   """K^T with each token's column times its weight [..., 1, C]."""
-  return transpose(transpose(weight) * k)
+  return transpose(column(weight[..., 0, :]) * k)
 
 
 def _shared(x: Array, groups: Groups) -> Array:
@@ -424,13 +444,11 @@ def _momentum_chunk_step(
 
       M_i = e^{c_i} M_0 + g_i S_0 + sum_{s<=i} (G_is w_s - A_is d_s) k_s^T,
 
-  and d solves a unit lower triangular system, as without momentum. As there,
-  the factors eta and 1 - mu stand with the matrices: u and d below are without.
+  and d solves a unit lower triangular system, as without momentum.
   """
-  rate = eta * flowing.share
+  w = _shared(eta * flowing.share * u, groups)
   reads = read != 'none'
   rows = jnp.concatenate([k, q], axis=-2) if reads else k
-  shared = _shared(u, groups)
   if erase or reads:
     # Rows against [M_0 | S_0] and against the keys, each in one product.
     states = jnp.concatenate([state, velocity], axis=-1)
@@ -442,9 +460,9 @@ def _momentum_chunk_step(
     gram, scores = _split(matmul(rows, transpose(k), precision), k)
   if erase:
     retrieved = kept.enter * k_state + flowing.inflow * k_flow
-    retrieved += matmul(flowing.reach * gram * rate, shared, precision)
-    d = _solve(kept.keep * gram * eta, retrieved, groups, precision)
-    d = _shared(d, groups)
+    retrieved += matmul(flowing.reach * gram, w, precision)
+    rhs = _shared(eta * retrieved, groups)
+    d = _solve(eta * kept.keep * gram, rhs, groups, precision)
   o = None
   width = groups[0][0]
   if read == 'chunk':
@@ -456,19 +474,19 @@ def _momentum_chunk_step(
       enter, keep = after(kept)
       inflow, reach = arrived(flowing, kept.alpha, last=False)
     o = enter * q_state[..., :width] + inflow * q_flow[..., :width]
-    o += matmul(reach * scores * rate, shared[..., :width], precision)
+    o += matmul(reach * scores, w[..., :width], precision)
     if erase:
-      o -= matmul(keep * scores * eta, d[..., :width], precision)
+      o -= matmul(keep * scores, d[..., :width], precision)
   enter, keep = leave(kept)
   inflow, reach = arrived(flowing, kept.alpha, last=True)
   enter_flow, keep_flow = leave(flowing.decay)
   # What the writes add to both states: the values are the same, one product.
-  weighted = [_weighted(k, reach * rate), _weighted(k, keep_flow * rate)]
-  gains = matmul(jnp.concatenate(weighted, axis=-2), shared, precision)
+  weighted = [_weighted(k, reach), _weighted(k, keep_flow)]
+  gains = matmul(jnp.concatenate(weighted, axis=-2), w, precision)
   gain, gain_flow = jnp.split(gains, 2, axis=-2)
   new = enter * state + inflow * velocity + gain
   if erase:
-    new -= matmul(_weighted(k, keep * eta), d, precision)
+    new -= matmul(_weighted(k, keep), d, precision)
   return o, new, enter_flow * velocity + gain_flow
 
 

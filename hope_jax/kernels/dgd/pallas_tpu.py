@@ -81,10 +81,12 @@ def recurrence(
     Outputs [B, T, H, V] in u's dtype, and the final state float32.
   """
   batch, length, heads, key_dim = k.shape
-  value_dim = u.shape[-1]
+  lanes = block_sizes.lanes(u.shape[-1])
+  states = 1 if segment_ids is None else 2 if read != 'chunk' else 3
   scan_plan = plan(
       batch=batch, length=length, heads=heads, tile=tile,
-      vectors=2 * key_dim + 2 * value_dim, matrices=key_dim * value_dim,
+      vectors=2 * block_sizes.lanes(key_dim) + 2 * lanes,
+      matrices=states * key_dim * lanes,
       itemsize=jnp.dtype(u.dtype).itemsize, save_states=save_states,
       interpret=interpret,
   )

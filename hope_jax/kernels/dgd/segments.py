@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from hope_jax.kernels.dgd.chunked import (
     Read,
     after,
+    column,
     decay,
     inverse_unit_lower,
     leave,
@@ -113,10 +114,11 @@ def segment_step(
     )
 
   enter, keep = since(*kept[:2])
-  eta = eta[..., None, :]
-  lower = keep * matmul(k, transpose(k), precision) * eta
+  eta = column(eta)
+  lower = eta * keep * matmul(k, transpose(k), precision)
   inverse = inverse_unit_lower(jax.lax.stop_gradient(lower), precision)
-  x = unit_lower_solve(lower, inverse, u - enter * retrieve(k), precision)
+  rhs = eta * (u - enter * retrieve(k))
+  e = unit_lower_solve(lower, inverse, rhs, precision)
 
   boundary = where.boundary[..., :, None]
   if read == 'chunk':  # a 'pre' read of the chunk's first token: pick its row
@@ -126,13 +128,13 @@ def segment_step(
   elif read == 'post':
     enter, keep = since(*after(kept))
   scores = matmul(q, transpose(k), precision)
-  o = enter * retrieve(q) + matmul(keep * scores * eta, x, precision)
+  o = enter * retrieve(q) + matmul(keep * scores, e, precision)
   began = jnp.where(carried[..., -1:, :], state, reset)
 
   def leaving(enter, keep):
     """The state the last segment reaches: what is left, and what it wrote."""
-    weighted = transpose(transpose(keep * eta) * k)
-    return enter * began + matmul(weighted, x, precision)
+    weighted = transpose(transpose(keep) * k)
+    return enter * began + matmul(weighted, e, precision)
 
   if read == 'chunk':
     o = jnp.where(boundary < 0, matmul(q, chunk_state, precision), o)
