@@ -66,10 +66,12 @@ def _pulled(f):
 
 
 @pytest.mark.parametrize('save_states', ['hbm', 'recompute'])
-@pytest.mark.parametrize('rows,heads', [(2, 2), (1, 1), (1, 4)])
-def test_the_kernel_is_the_scan(rows, heads, save_states):
+@pytest.mark.parametrize(
+    'rows,heads,group', [(2, 2, 3), (1, 1, 3), (1, 4, 1)]
+)
+def test_the_kernel_is_the_scan(rows, heads, group, save_states):
   """If this fails, a block is cut wrongly, or a gradient is not gathered."""
-  plan = Plan(C, rows, heads, save_states, None, True)
+  plan = Plan(C, rows, heads, save_states, group, None, True)
   actual = _pulled(lambda p, c, x: tile_scan(_step, p, c, x, MARKS, plan))
   expected = _pulled(_serial)
   for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):

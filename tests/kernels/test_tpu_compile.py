@@ -46,7 +46,8 @@ def test_kernels_compile(chip):
   environment = dict(
       os.environ, JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1',
       TPU_WORKER_HOSTNAMES='localhost', TPU_WORKER_ID='0',
-      PYTHONPATH=str(ROOT),
+      # Several tests at a time, none of them with a TPU to fight for.
+      ALLOW_MULTIPLE_LIBTPU_LOAD='1', PYTHONPATH=str(ROOT),
   )
   done = subprocess.run(
       [sys.executable, str(ROOT / 'tests/kernels/tpu_programs.py')],

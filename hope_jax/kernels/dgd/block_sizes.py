@@ -87,6 +87,7 @@ class Blocks(NamedTuple):
   rows: int  # of the batch
   heads: int
   save_states: str  # 'hbm' or 'recompute'
+  group: int  # tiles of one kernel call
   vmem_limit_bytes: int
 
 
@@ -106,15 +107,17 @@ def choose(
 
   As many rows as the table says for K = V = 128, more where a row is smaller
   and fewer where it is larger, as far as they divide B and H and fit. 'auto'
-  recomputes where saved carries would be most of the traffic and fit VMEM.
+  recomputes where saved carries would be most of the traffic. Recomputed
+  carries of all tiles, or else of as many as fit, are one kernel call.
 
   Raises:
     ValueError: one row does not fit.
   """
   limit = int(VMEM_SHARE * device.vmem_bytes)
   tiles = -(-length // tile)
-  size = max(tile, 64) * max(vectors // 4, 128)
-  want = max(1, device.rows * 128 * 128 // size)
+  if save_states == 'auto':
+    heavy = matrices * 4 / tile > vectors * itemsize
+    save_states = 'recompute' if heavy else 'hbm'
 
   def needed(rows, stacked):
     return vmem_bytes(
@@ -122,25 +125,23 @@ def choose(
         stacked=stacked, itemsize=itemsize,
     )
 
-  def cut(stacked):
-    rows = want
-    while rows > 1 and needed(rows, stacked) > limit:
-      rows -= 1
-    of_heads = divisor(heads, rows)
-    of_batch = divisor(batch, rows // of_heads)
-    fits = needed(of_batch * of_heads, stacked) <= limit
-    stack = stacked * of_batch * of_heads * matrices * 4
-    return of_batch, of_heads, fits, stack <= STACK_SHARE * device.vmem_bytes
-
-  if save_states == 'auto':
-    heavy = matrices * 4 / tile > vectors * itemsize
-    *_, fits, small = cut(tiles)
-    save_states = 'recompute' if heavy and fits and small else 'hbm'
-  stacked = tiles if save_states == 'recompute' else 0
-  of_batch, of_heads, fits, _ = cut(stacked)
-  if not fits:
+  size = max(tile, 64) * max(vectors // 4, 128)
+  rows = max(1, device.rows * 128 * 128 // size)
+  least = 1 if save_states == 'recompute' else 0
+  while rows > 1 and needed(rows, least) > limit:
+    rows -= 1
+  if needed(rows, least) > limit:
     raise ValueError(
-        f'a block of one row needs {needed(1, stacked)} bytes of VMEM, more'
+        f'a block of one row needs {needed(rows, least)} bytes of VMEM, more'
         f' than {limit}; got tile={tile}, save_states={save_states!r}'
     )
-  return Blocks(of_batch, of_heads, save_states, limit)
+  of_heads = divisor(heads, rows)
+  of_batch = divisor(batch, rows // of_heads)
+  group = tiles
+  if save_states == 'recompute':
+    rows = of_batch * of_heads
+    stack = min(
+        limit - needed(rows, 0), int(STACK_SHARE * device.vmem_bytes)
+    )
+    group = divisor(tiles, max(1, stack // (rows * matrices * 4)))
+  return Blocks(of_batch, of_heads, save_states, group, limit)

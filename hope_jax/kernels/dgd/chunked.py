@@ -52,6 +52,10 @@ def matmul(x: Array, y: Array, precision: str) -> Array:
   With 'bf16' the operands of the product and of its two derivatives are
   bfloat16, for which forward mode is not defined.
   """
+  if x.ndim > 3 and x.shape[:-2] == y.shape[:-2]:  # kernels batch over one axis
+    flat = [a.reshape(-1, *a.shape[-2:]) for a in (x, y)]
+    product = matmul(*flat, precision)
+    return product.reshape(*x.shape[:-2], *product.shape[-2:])
   if precision == 'bf16':
     return _bf16_matmul(x, y)
   return jnp.matmul(x, y, precision='highest')
@@ -160,6 +164,12 @@ def _column_jvp(primals, tangents):
   return column(*primals), _turned(*tangents)
 
 
+def row(x: Array) -> Array:
+  """[..., C, 1] -> [..., C], the inverse of `column`, for the same reason."""
+  own = jnp.eye(x.shape[-2], dtype=bool)
+  return jnp.sum(jnp.where(own, x, 0), axis=-2)
+
+
 def _turned(x: Array) -> Array:
   """`column`, as row sums of a diagonal matrix."""
   own = jnp.eye(x.shape[-1], dtype=bool)
@@ -255,7 +265,9 @@ def flow(kept: Decay, log_mu: Array, present: Array, precision: str) -> Flow:
   taken = kept.keep * present[..., None, :]
   reach = matmul(taken, keep, precision)
   inflow = jnp.sum(taken * transpose(enter), axis=-1, keepdims=True)
-  share = column(-jnp.expm1(log_mu))
+  # 1 - mu: as -expm1(log mu) it keeps its digits near mu = 1, and no kernel
+  # compiler knows expm1.
+  share = column(jnp.tanh(-0.5 * log_mu) * (1 + jnp.exp(log_mu)))
   return Flow(share, own, column(present), reach, inflow)
 
 

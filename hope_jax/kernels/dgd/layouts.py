@@ -26,6 +26,7 @@ class Plan(NamedTuple):
   rows: int  # rows of the batch in a block
   heads: int  # heads in a block
   save_states: str  # 'hbm' or 'recompute'
+  group: int  # tiles of one kernel call; a scan of calls does the rest
   vmem_limit_bytes: int | None
   interpret: Any  # False, True or pltpu.InterpretParams
 
@@ -143,14 +144,15 @@ class Matrix:
     fixed = self.shared and not gradient
     return pl.BlockSpec(
         (rows, p.heads, *self.matrix),
-        lambda i, j, n: (0 if fixed else i, j, 0, 0),
+        lambda i, j, n: (0 if fixed else i, j, *(0 for _ in self.matrix)),
     )
 
   def saved_spec(self, when: Callable) -> pl.BlockSpec:
     """Of this matrix at every tile, [N, B, H, ., .]."""
     p = self.plan
     block = (None, p.rows, p.heads, *self.matrix)
-    return pl.BlockSpec(block, lambda i, j, n: (when(n), i, j, 0, 0))
+    zeros = tuple(0 for _ in self.matrix)
+    return pl.BlockSpec(block, lambda i, j, n: (when(n), i, j, *zeros))
 
   def load(self, ref) -> Array:
     """A block as [R, ., .], or [heads, ., .] of a shared matrix."""
@@ -160,7 +162,7 @@ class Matrix:
     """What `load` gives, as [R, ., .]."""
     if not self.shared or self.plan.rows == 1:
       return x
-    return jnp.tile(x, (self.plan.rows, 1, 1))
+    return jnp.concatenate([x] * self.plan.rows)
 
   def store(self, ref, x: Array) -> None:
     """Writes what `load` gives to a block."""

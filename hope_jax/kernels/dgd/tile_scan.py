@@ -24,6 +24,7 @@ import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from hope_jax.kernels.dgd import layouts
 from hope_jax.kernels.dgd.layouts import Plan
@@ -65,8 +66,58 @@ def tile_scan(
     return jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
 
   xs, marks = jax.tree.map(pad, (xs, marks))
-  carry, ys = _scan(step, plan, params, carry, xs, marks)
-  return carry, jax.tree.map(lambda y: y[:, :length], ys)
+  tiles = padded // plan.tile
+  if plan.group >= tiles:
+    carry, ys = _scan(step, plan, params, carry, xs, marks)
+    return carry, jax.tree.map(lambda y: y[:, :length], ys)
+
+  def cut(x):  # [B, T, ...] -> [groups, B, T of a group, ...]
+    x = x.reshape(x.shape[0], tiles // plan.group, -1, *x.shape[2:])
+    return jnp.moveaxis(x, 1, 0)
+
+  # carry: of `step`; xs: the tiles of a group.
+  carry, ys = jax.lax.scan(
+      lambda carry, x: _scan(step, plan, params, carry, *x),
+      carry, jax.tree.map(cut, (xs, marks)),
+  )
+
+  def join(y):
+    y = jnp.moveaxis(y, 0, 1)
+    return y.reshape(y.shape[0], -1, *y.shape[3:])[:, :length]
+
+  return carry, jax.tree.map(join, ys)
+
+
+def over_devices(f: Callable, partition: PartitionSpec | None) -> Callable:
+  """f(params, carry, xs, marks), a scan, on each device's rows and heads.
+
+  Args:
+    f: as `tile_scan` without step and plan.
+    partition: how the mesh that is set splits (batch, heads); None: not.
+
+  Returns:
+    A function of whole arrays. There is no communication, except that the
+    gradients of params that rows share are summed over the devices.
+  """
+  if partition is None:
+    return f
+  batch, heads = partition
+  tokens, matrices = PartitionSpec(batch, None, heads), partition
+
+  def run(params, carry, xs, marks):
+    of_params = jax.tree.map(
+        lambda x: matrices if x.shape[0] > 1 else PartitionSpec(None, heads),
+        params,
+    )
+    return jax.shard_map(
+        f,
+        in_specs=(of_params, matrices, tokens, tokens),
+        out_specs=(matrices, tokens),
+        # What a kernel returns does not say over which axes it varies.
+        check_vma=False,
+    )(params, carry, xs, marks)
+
+  return run
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -152,16 +203,43 @@ def _call(plan: Plan, kernel, steps: int, sizes, scratch, cost, name):
   )
 
 
+# One estimate of the transcendental unit each.
+_TRANSCENDENTAL = ('exp', 'log', 'log1p', 'tanh', 'logistic', 'erf', 'sqrt')
+
+
+def _work(jaxpr) -> tuple[int, int]:
+  """FLOPs of the products, and transcendentals, of a jaxpr."""
+  flops = transcendentals = 0
+  for eqn in jaxpr.eqns:
+    size = math.prod(eqn.outvars[0].aval.shape)
+    if eqn.primitive.name == 'dot_general':
+      (contracted, _), _ = eqn.params['dimension_numbers']
+      shape = eqn.invars[0].aval.shape
+      flops += 2 * size * math.prod(shape[i] for i in contracted)
+    elif eqn.primitive.name in _TRANSCENDENTAL:
+      transcendentals += size
+    for inner in eqn.params.values():
+      inner = getattr(inner, 'jaxpr', inner)
+      if hasattr(inner, 'eqns'):
+        more = _work(inner)
+        flops, transcendentals = flops + more[0], transcendentals + more[1]
+  return flops, transcendentals
+
+
 def _cost(f, blocks, repeats: int, *arrays) -> pl.CostEstimate:
-  """FLOPs of a block's function times the blocks; bytes of what is moved."""
-  one = pl.estimate_cost(f, *blocks)
+  """What a block's function computes times the blocks; bytes of what is moved.
+
+  XLA plans around a kernel by this; (`pl.estimate_cost` cannot read every
+  power).
+  """
+  flops, transcendentals = _work(jax.make_jaxpr(f)(*blocks).jaxpr)
   moved = sum(
       math.prod(x.shape) * jnp.dtype(x.dtype).itemsize
       for x in jax.tree.leaves(arrays)
   )
   return pl.CostEstimate(
-      flops=one.flops * repeats,
-      transcendentals=one.transcendentals * repeats,
+      flops=flops * repeats,
+      transcendentals=transcendentals * repeats,
       bytes_accessed=moved,
   )
 
