@@ -61,8 +61,8 @@ class TitansState(NamedTuple):
   """A living memory: what a stream has written so far."""
 
   memories: dict[str, Memory]  # leaves [B, H, ., .], after the last token
-  # The copies at the last chunk starts. Where the phase is 0 the next token opens
-  # a chunk and they are not read: a kernel leaves the memories themselves.
+  # The copies at the last chunk starts. Where the phase is 0 the next token
+  # opens a chunk, and they are not read: a kernel leaves the memories there.
   frozen: dict[str, Memory]
   momentum: dict[str, Memory] | None
   phase: Array  # [B] int32, tokens into the longer of the two chunks

@@ -79,7 +79,8 @@ def _compare(kind, starts=None, interpret=True, **changes):
       ('value', 'gradient', 'diagnostics'), kernel, xla,
       (value, gradient, value),
   ):
-    whole = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(expected)))
+    leaves = jax.tree.leaves(expected)
+    whole = np.sqrt(sum(np.sum(np.square(x)) for x in leaves))
 
     def close(path, a, e):
       # A gradient that is tiny beside the others is held to their size.
