@@ -38,7 +38,10 @@ setuptools.setup(
         'cuda': ['jax[cuda12]>=0.10.2'],
         'datasets': DATASETS,
         'notebooks': ['jupyterlab', 'ipywidgets'],
-        'dev': DATASETS + ['pytest>=8', 'pytest-xdist', 'ruff'],
+        'dev': DATASETS
+        + ['pytest>=8', 'pytest-xdist', 'ruff']
+        # The TPU compiler: tests compile for TPUs that are not there.
+        + ['libtpu; sys_platform == "linux" and platform_machine == "x86_64"'],
     },
     classifiers=[
         'Programming Language :: Python :: 3.11',

@@ -115,6 +115,11 @@ class TitansConfig:
   # only at multiples of the shorter chunk (data.align sees to it), which needs
   # no rearrangement; a start elsewhere gives NaN.
   grid: Literal['document', 'aligned'] = 'document'
+  # What runs the layer's tiles. 'auto': the TPU kernel on a TPU, where it keeps
+  # the memories on the chip from tile to tile, and XLA elsewhere; a size that
+  # the kernel does not take (see kernels/dgd) falls back to XLA with a warning.
+  # 'pallas_tpu' refuses instead, and 'xla' is for comparing the two.
+  implementation: Literal['auto', 'xla', 'pallas_tpu'] = 'auto'
 
   def __post_init__(self):
     _positive(

@@ -189,6 +189,21 @@ def constrain(x: Array, *names: str | None) -> Array:
   return jax.lax.with_sharding_constraint(x, spec)
 
 
+def current_spec(
+    shape: tuple[int, ...], *names: str | None
+) -> PartitionSpec | None:
+  """How the mesh that is set splits an array; None where no mesh is.
+
+  For code that has to split its work itself, as kernels do.
+
+  Args:
+    shape: the shape of the array.
+    *names: the logical name of each of its axes, or None.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  return None if mesh.empty else partition_spec(mesh, shape, names)
+
+
 def _is_boxed(leaf: Any) -> bool:
   return hasattr(leaf, 'names') and hasattr(leaf, 'value')
 

@@ -23,7 +23,7 @@ from hope_jax.models.layers import (
 )
 from hope_jax.models.packing import Packing
 from hope_jax.nested import titans
-from hope_jax.sharding import constrain
+from hope_jax.sharding import constrain, current_spec
 from hope_jax.types import Array, PyTree
 
 # How the taps of the three streams start, by `TitansConfig.conv_init`.
@@ -65,6 +65,7 @@ def titans_options(config: TitansConfig, precision: str) -> titans.Options:
       adaptive=tuple(adaptive),
       aligned=config.grid == 'aligned',
       precision=precision,
+      implementation=config.implementation,
   )
 
 
@@ -170,6 +171,9 @@ class SelfModifyingTitans(MemoryMixer):
         options=options,
         starts=packing.starts,
         present=packing.present,
+        partition=current_spec(
+            (x.shape[0], config.heads), 'batch', 'heads'
+        ),
     )
     # Every row and head owns its memories: split like them, never gathered.
     titans_state = jax.tree.map(

@@ -149,8 +149,10 @@ def step(
       for name in columns.names
   }
   # What decays alike is worked out once; a stack of memories has an axis more.
-  kept = decay(log_alpha)
-  flowing = None if momentum is None else flow(kept, log_mu, present)
+  kept = decay(log_alpha, precision)
+  flowing = None
+  if momentum is not None:
+    flowing = flow(kept, log_mu, present, precision)
   rates = eta, kept, flowing
   stacked = eta[..., None, :], *jax.tree.map(
       lambda x: x[..., None, :, :], (kept, flowing)

@@ -61,14 +61,17 @@ def init(
 
 def activation(z: Array) -> Array:
   """phi(z) = GELU(z) / sqrt(F), F the last axis."""
-  return jax.nn.gelu(z, approximate=False) / math.sqrt(z.shape[-1])
+  return z * _normal_cdf(z) / math.sqrt(z.shape[-1])
+
+
+def _normal_cdf(z: Array) -> Array:
+  return 0.5 * (1 + jax.lax.erf(z / math.sqrt(2)))
 
 
 def activation_gradient(z: Array) -> Array:
   """phi'(z), elementwise."""
-  cdf = 0.5 * (1 + jax.lax.erf(z / math.sqrt(2)))
   pdf = jnp.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-  return (cdf + z * pdf) / math.sqrt(z.shape[-1])
+  return (_normal_cdf(z) + z * pdf) / math.sqrt(z.shape[-1])
 
 
 def identity(z: Array, y: Array) -> Array:

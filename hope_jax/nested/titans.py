@@ -43,12 +43,18 @@ the tokens after it.) A reflection is exact in the chunk form too: it depends on
 the token's own key and rate, and, as nothing is written, on no frozen copy.
 """
 
-from typing import NamedTuple
+import functools
+import math
+from typing import Any, NamedTuple
+import warnings
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from hope_jax.kernels.dgd.chunked import matmul
+from hope_jax.kernels.dgd import block_sizes, pallas_tpu
+from hope_jax.kernels.dgd.chunked import column, matmul, row
+from hope_jax.kernels.dgd.tile_scan import over_devices, tile_scan
 from hope_jax.nested import dgd, levels
 from hope_jax.nested import memory as memory_lib
 from hope_jax.nested.dgd import unit
@@ -71,7 +77,9 @@ class TitansState(NamedTuple):
   """A living memory: what a stream has written so far."""
 
   memories: dict[str, Memory]  # leaves [B, H, ., .], after the last token
-  frozen: dict[str, Memory]  # the copies at the last chunk starts
+  # The copies at the last chunk starts. Where the phase is 0 the next token
+  # opens a chunk, and they are not read: a kernel leaves the memories there.
+  frozen: dict[str, Memory]
   momentum: dict[str, Memory] | None
   phase: Array  # [B] int32, tokens into the longer of the two chunks
 
@@ -93,6 +101,25 @@ class Options(NamedTuple):
   adaptive: tuple[str, ...]  # the memories that are written, besides the main
   aligned: bool
   precision: str
+  implementation: str = 'xla'  # or 'pallas_tpu', or 'auto'
+
+
+class Marks(NamedTuple):
+  """What a tile is told of its slots, one number a slot: [B, H, C] each."""
+
+  valid: Array  # 1 where the slot holds a token
+  opens_main: Array  # 1 where the main memory's chunk starts with the tile
+  opens_rest: Array  # the same for the other memories
+  reset: Array  # 1 where a document starts with the tile
+
+
+class Layout(NamedTuple):
+  """What is known of a scan when it is compiled."""
+
+  columns: dgd.Columns
+  always_open: bool  # every tile opens a chunk: no frozen copy is carried
+  restarts: bool  # documents may start
+  options: Options
 
 
 def initial_state(params: dict, batch: int, options: Options) -> TitansState:
@@ -144,7 +171,7 @@ def project(params, frozen, columns, x, options):
   """Keys, values, queries and gates of a tile, from the frozen memories.
 
   Args:
-    params: see `layer`.
+    params: as `tile_params` makes them.
     frozen: the frozen copies; memories that are not written are read from their
       learned initial states.
     columns: the memories in the bank.
@@ -180,8 +207,7 @@ def project(params, frozen, columns, x, options):
     q = unit(matmul(x.q, params['w_q'], options.precision))
 
   def gate(name):
-    bias = params['bias_' + name][:, None]
-    return memory(name, x.k, 0)[..., 0] + bias
+    return row(memory(name, x.k, 0) + params['bias_' + name])
 
   log_alpha = jax.nn.log_sigmoid(gate('alpha'))
   if not options.retention:
@@ -192,11 +218,226 @@ def project(params, frozen, columns, x, options):
   eta = most * options.eta_max * share(gate('eta'))
   log_mu = None
   if options.momentum:
-    log_mu = jax.nn.log_sigmoid(
-        jnp.einsum('bhck,hk->bhc', x.k, params['w_mu'])
-        + params['bias_mu'][:, None]
-    )
+    log_mu = jax.nn.log_sigmoid(row(
+        jnp.sum(x.k * params['w_mu'], axis=-1, keepdims=True)
+        + params['bias_mu']
+    ))
   return q, k, v, eta, log_alpha, log_mu
+
+
+def tile_params(params: dict, initial: dgd.Bank | None) -> dict:
+  """What all tiles share, leaves [1, H, ., .].
+
+  Args:
+    params: as in `layer`.
+    initial: the bank that documents start from, or None.
+  """
+  spread = {
+      'bias_eta': lambda x: x[:, None, None],
+      'bias_alpha': lambda x: x[:, None, None],
+      'bias_mu': lambda x: x[:, None, None],
+      'w_mu': lambda x: x[:, None, :],
+  }
+  shared = {n: spread.get(n, lambda x: x)(x) for n, x in params.items()
+            if n != 'memories'}
+  read_only = {n: m for n, m in params['memories'].items() if n != MAIN}
+  shared.update(memories=read_only, initial=initial)
+  return jax.tree.map(lambda x: x[None], shared)
+
+
+def tile_step(params, carry, xs, marks, *, layout: Layout):
+  """One tile of the layer: what XLA and the TPU kernel both run.
+
+  Args:
+    params: as `tile_params` makes them; [1, H, ., .], or [R, ., .] in a kernel.
+    carry: banks (memories, frozen or None, momentum or None), [B, H, ., .] or
+      [R, ., .].
+    xs: `Streams`, [B, H, C, K] or [R, C, K].
+    marks: `Marks`, [B, 1 or H, C] or [R, C].
+    layout: what is static.
+
+  Returns:
+    The carry, and (outputs like xs, statistics like marks).
+  """
+  options, columns = layout.options, layout.columns
+  bank, frozen, momentum = carry
+  if layout.restarts:
+    flag = column(marks.reset)[..., :1, :]
+    initial = params['initial']
+    bank = _select(flag, initial, bank)
+    frozen = None if frozen is None else _select(flag, initial, frozen)
+    momentum = jax.tree.map(
+        lambda x: _select(flag, jnp.zeros_like(x), x), momentum
+    )
+  carries_frozen = frozen is not None
+  if layout.always_open:
+    frozen = bank
+  else:
+    frozen = _refresh(frozen, bank, marks, columns)
+  q, k, v, eta, log_alpha, log_mu = project(
+      params, frozen, columns,
+      jax.tree.map(lambda x: unit(x.astype(jnp.promote_types(x, jnp.float32))),
+                   xs),
+      options,
+  )
+  valid = marks.valid > 0
+  eta = jnp.where(valid, eta, 0)
+  log_alpha = jnp.where(valid, log_alpha, 0)
+  if log_mu is not None:  # mu = 1 neither adds to momentum nor forgets it
+    log_mu = jnp.where(valid, log_mu, 0)
+
+  copies = dgd.unpack(frozen, columns)
+  v_z = columns.split(matmul(v, frozen.first, options.precision))
+  targets = {}
+  for name, memory in copies.items():
+    y = memory_lib.read(memory, v, options.precision, z=v_z[name])
+    targets[name] = y if options.target == 'raw' else bound(y)
+  if options.target == 'value':
+    targets[MAIN] = v
+  shares = {
+      n: 1.0 if n == MAIN else options.projection_eta for n in columns.names
+  }
+  if options.eigenvalues == 'signed':
+    alpha = jnp.exp(log_alpha)
+    targets = {
+        name: column(room(shares[name] * eta, alpha)) * y
+        for name, y in targets.items()
+    }
+
+  causal = options.read == 'causal'
+  new_bank, momentum, o = dgd.step(
+      bank, frozen, momentum, k, targets, eta, log_alpha, log_mu,
+      marks.valid, columns=columns, shares=shares,
+      q=q if causal else None, objective=options.objective,
+      layers=options.layers, precision=options.precision,
+  )
+  if not causal:
+    o = memory_lib.read(copies[MAIN], q, options.precision)
+  stats = {
+      'write': eta * row(jnp.sum(k * k, axis=-1, keepdims=True)),
+      'eta': eta,
+      'alpha': jnp.where(valid, jnp.exp(log_alpha), 0),
+  }
+  return (new_bank, frozen if carries_frozen else None, momentum), (o, stats)
+
+
+def _select(flag: Array, new, old):
+  """Where flag [..., 1, 1] is positive, the leaves of `new`, else of `old`."""
+
+  def leaf(a, b):  # a stack of memories has an axis more
+    where = flag if b.ndim == flag.ndim else flag[..., None, :, :]
+    return jnp.where(where > 0, a, b)
+
+  return jax.tree.map(leaf, new, old)
+
+
+def _refresh(frozen, bank, marks, columns):
+  """Copies the memories whose chunk starts with this tile."""
+  main, rest = (
+      column(x)[..., :1, :] for x in (marks.opens_main, marks.opens_rest)
+  )
+  width = columns.widths[0]
+  parts = [_select(main, bank.first[..., :width], frozen.first[..., :width])]
+  if len(columns.names) > 1:
+    parts.append(
+        _select(rest, bank.first[..., width:], frozen.first[..., width:])
+    )
+  second = {
+      n: _select(main if n == MAIN else rest, x, frozen.second[n])
+      for n, x in bank.second.items()
+  }
+  return dgd.Bank(jnp.concatenate(parts, axis=-1), second)
+
+
+def _opens(position: Array, chunk: int) -> Array:
+  """Whether a chunk starts at this position of a document (-1: nothing)."""
+  return (position >= 0) & (position % chunk == 0)
+
+
+def _scan_xla(step, params, carry, x, grid, options):
+  """`step` over the tiles of a grid, by `levels.scan_tiles`."""
+
+  def body(carry, xs, tile):
+    """carry: banks (memories, frozen, momentum); xs: Streams of one tile."""
+    flags = (
+        tile.valid,
+        _opens(tile.opens, options.chunk)[:, None],
+        _opens(tile.opens, options.projection_chunk)[:, None],
+        tile.reset[:, None],
+    )
+    marks = Marks(*(
+        jnp.broadcast_to(f, tile.valid.shape)[:, None].astype(jnp.float32)
+        for f in flags
+    ))
+    carry, (o, stats) = step(params, carry, xs, marks)
+    return carry, (jnp.moveaxis(o, 1, 2), stats)
+
+  def heads_first(stream):
+    return jnp.moveaxis(levels.to_tiles(stream, grid), 3, 2)
+
+  return levels.scan_tiles(body, carry, jax.tree.map(heads_first, x), grid)
+
+
+def _runs_as_kernel(options, x, tile, interpret) -> bool:
+  """Whether the TPU kernel takes this call."""
+  if options.implementation == 'xla' or x.q.shape[1] < tile:
+    return False  # a decoding step is no tile
+  obstacle = pallas_tpu.obstacle(
+      x.q.shape[-1], x.q.shape[-1], tile, jnp.float32, interpret
+  )
+  if options.implementation == 'pallas_tpu':
+    if obstacle is not None:
+      raise ValueError(f"implementation='pallas_tpu' {obstacle}")
+    return True
+  if obstacle is not None and pallas_tpu.device()[0] == 'tpu':
+    warnings.warn(
+        f'the XLA form stands in for the TPU kernel, which {obstacle}',
+        stacklevel=3,
+    )
+  return obstacle is None
+
+
+def _scan_tpu(step, params, carry, x, grid, options, *, partition, interpret):
+  """`step` over the tiles of a grid, in one kernel."""
+  heads = x.q.shape[2]
+
+  def slots(x):  # [B, T, ...] -> [B, N * C, ...]
+    x = jnp.moveaxis(levels.to_tiles(x, grid), 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])
+
+  def mark(flag):  # [B, N] or [B, N * C] -> [B, N * C, H]
+    flag = jnp.repeat(flag, grid.valid.shape[1] // flag.shape[1], axis=1)
+    flag = flag.astype(jnp.float32)
+    return jnp.broadcast_to(flag[..., None], (*flag.shape, heads))
+
+  marks = Marks(
+      mark(grid.valid),
+      mark(_opens(grid.opens, options.chunk)),
+      mark(_opens(grid.opens, options.projection_chunk)),
+      mark(grid.reset),
+  )
+
+  def run(params, carry, xs, marks):
+    batch, length, heads, width = xs.q.shape
+    matrices = sum(
+        math.prod(w.shape[2:-1]) * block_sizes.lanes(w.shape[-1])
+        for w in jax.tree.leaves((params, carry))
+    )
+    plan = pallas_tpu.plan(
+        batch=batch, length=length, heads=heads, tile=grid.tile,
+        # Streams and outputs, and a product with the wide state.
+        vectors=4 * block_sizes.lanes(width)
+        + block_sizes.lanes(carry[0].first.shape[-1]),
+        matrices=matrices, itemsize=4, save_states='auto',
+        interpret=interpret,
+    )
+    return tile_scan(step, params, carry, xs, marks, plan)
+
+  carry, (o, stats) = over_devices(run, partition)(
+      params, carry, jax.tree.map(slots, x), marks
+  )
+  o = o.reshape(o.shape[0], -1, grid.tile, *o.shape[2:])
+  return carry, (jnp.moveaxis(o, 1, 0), stats)
 
 
 def layer(
@@ -207,6 +448,8 @@ def layer(
     options: Options,
     starts: Array | None = None,
     present: Array | None = None,
+    partition: PartitionSpec | None = None,
+    interpret: Any = False,
 ) -> tuple[Array, TitansState, dict[str, Array]]:
   """Reads a sequence and rewrites itself while it reads.
 
@@ -219,6 +462,9 @@ def layer(
     options: see `Options`.
     starts: [B, T] bool, where a document starts and the memories restart.
     present: [B, T] bool, false at padding, which writes and forgets nothing.
+    partition: how the mesh that is set splits batch and heads; the TPU kernel
+      needs to be told, XLA sees for itself.
+    interpret: as in `kernels.dgd.api.dgd_recurrence`.
 
   Returns:
     Outputs [B, T, H, K] (zero at padding; NaN in rows with more documents than
@@ -235,100 +481,38 @@ def layer(
       starts=starts, present=present, aligned=options.aligned,
   )
   initial = initial_state(params, batch, options)
-  fresh = state is None
-  state = initial if fresh else state
-  # What is static stays simple: tiles that all open a chunk need no frozen
-  # copy.
-  always_open = (
-      grid.source is None and present is None and tile_size == period
-  )
-  restarts = starts is not None
-
+  state = initial if state is None else state
   names = (MAIN, *options.adaptive)
-  initial_bank, columns = dgd.pack(initial.memories, names)
-  initial_momentum = None
-  if options.momentum:
-    initial_momentum, _ = dgd.pack(initial.momentum, names)
-  shares = {
-      n: 1.0 if n == MAIN else options.projection_eta for n in columns.names
-  }
-
-  def refresh(frozen, bank, opens):
-    """Copies the memories whose chunk starts with this tile."""
-
-    def open_for(chunk):
-      return (opens >= 0) & (opens % chunk == 0)
-
-    main, rest = open_for(options.chunk), open_for(options.projection_chunk)
-    width = columns.widths[0]
-    first = [
-        levels.select(flag, bank.first[..., part], frozen.first[..., part])
-        for flag, part in ((main, slice(width)), (rest, slice(width, None)))
-    ]
-    second = {
-        n: levels.select(main if n == MAIN else rest, x, frozen.second[n])
-        for n, x in bank.second.items()
-    }
-    first = jnp.concatenate(first, axis=-1)
-    return dgd.Bank(first, second)
-
-  def body(carry, xs, tile):
-    """carry: banks (memories, frozen, momentum); xs: Streams of one tile."""
-    if restarts:
-      start = (initial_bank, initial_bank, initial_momentum)
-      carry = levels.select(tile.reset, start, carry)
-    bank, frozen, momentum = carry
-    frozen = bank if always_open else refresh(frozen, bank, tile.opens)
-    q, k, v, eta, log_alpha, log_mu = project(
-        params, frozen, columns, jax.tree.map(unit, xs), options
-    )
-    valid = tile.valid[:, None, :]
-    eta = jnp.where(valid, eta, 0)
-    log_alpha = jnp.where(valid, log_alpha, 0)
-    if log_mu is not None:  # mu = 1 neither adds to momentum nor forgets it
-      log_mu = jnp.where(valid, log_mu, 0)
-
-    copies = dgd.unpack(frozen, columns)
-    v_z = columns.split(matmul(v, frozen.first, options.precision))
-    targets = {}
-    for name, memory in copies.items():
-      y = memory_lib.read(memory, v, options.precision, z=v_z[name])
-      targets[name] = y if options.target == 'raw' else bound(y)
-    if options.target == 'value':
-      targets[MAIN] = v
-    if options.eigenvalues == 'signed':
-      alpha = jnp.exp(log_alpha)
-      targets = {
-          name: room(shares[name] * eta, alpha)[..., None] * y
-          for name, y in targets.items()
-      }
-
-    causal = options.read == 'causal'
-    bank, momentum, o = dgd.step(
-        bank, frozen, momentum, k, targets, eta, log_alpha, log_mu,
-        valid.astype(eta.dtype), columns=columns, shares=shares,
-        q=q if causal else None, objective=options.objective,
-        layers=options.layers, precision=options.precision,
-    )
-    if not causal:
-      o = memory_lib.read(copies[MAIN], q, options.precision)
-    stats = {
-        'max_write': jnp.max(eta * jnp.sum(k * k, axis=-1)),
-        'sum_eta': jnp.sum(eta),
-        'sum_alpha': jnp.sum(jnp.where(valid, jnp.exp(log_alpha), 0)),
-    }
-    return (bank, frozen, momentum), (jnp.moveaxis(o, 1, 2), stats)
-
-  def heads_first(stream):
-    return jnp.moveaxis(levels.to_tiles(stream, grid), 3, 2)
-
-  carry = tuple(
+  written = {n: params['memories'][n] for n in names}
+  initial_bank, columns = dgd.pack(written, names)
+  layout = Layout(
+      columns=columns,
+      # What is static stays simple: tiles that all open a chunk need no
+      # frozen copy.
+      always_open=(
+          grid.source is None and present is None and tile_size == period
+      ),
+      restarts=starts is not None,
+      options=options,
+  )
+  step = functools.partial(tile_step, layout=layout)
+  constants = tile_params(params, initial_bank if layout.restarts else None)
+  bank, frozen, momentum = (
       None if m is None else dgd.pack(m, names)[0]
       for m in (state.memories, state.frozen, state.momentum)
   )
-  carry, (o, stats) = levels.scan_tiles(
-      body, carry, jax.tree.map(heads_first, x), grid
+  scan = _scan_xla
+  if _runs_as_kernel(options, x, tile_size, interpret):
+    scan = functools.partial(
+        _scan_tpu, partition=partition, interpret=interpret
+    )
+    if layout.always_open and length % period == 0:
+      frozen = None  # what comes next opens a chunk as well
+  carry, (o, stats) = scan(
+      step, constants, (bank, frozen, momentum), x, grid, options
   )
+  bank, frozen, momentum = carry
+  carry = bank, bank if frozen is None else frozen, momentum
   carry = tuple(None if b is None else dgd.unpack(b, columns) for b in carry)
   o = levels.from_tiles(o, grid, length)
   o = jnp.where(grid.overflow[:, None, None, None], jnp.nan, o)
@@ -338,9 +522,9 @@ def layer(
       for w in jax.tree.leaves(carry[0])
   ]
   diagnostics = {
-      'max_write': jnp.max(stats['max_write']),
-      'mean_eta': jnp.sum(stats['sum_eta']) / count,
-      'mean_alpha': jnp.sum(stats['sum_alpha']) / count,
+      'max_write': jnp.max(stats['write']),
+      'mean_eta': jnp.sum(stats['eta']) / count,
+      'mean_alpha': jnp.sum(stats['alpha']) / count,
       'state_norm': jnp.max(jnp.stack(norms)),
   }
   diagnostics = jax.lax.stop_gradient(diagnostics)

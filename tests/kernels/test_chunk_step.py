@@ -27,7 +27,7 @@ def _inputs(seed=0):
 
 def _momentum(state, log_alpha, log_mu, present):
   decay = chunked.decay(jnp.asarray(log_alpha))
-  return state, chunked.flow(decay, jnp.asarray(log_mu), present)
+  return state, chunked.flow(decay, jnp.asarray(log_mu), present, 'float32')
 
 
 @pytest.mark.parametrize('erase', [True, False])

@@ -1,10 +1,4 @@
-"""`dgd_recurrence` against a token-serial oracle in float64 NumPy.
-
-Bounds are those of the design for relative Frobenius errors: 1e-12 and 1e-11 in
-float64, 5e-6 / 1e-5 / 2e-5 in float32, 1.5e-2 / 2e-2 / 3e-2 with bfloat16
-operands (outputs and states / gradients of vectors / gradients of gates), and
-five times that where eta |k|^2 is between 1 and 1.9.
-"""
+"""`dgd_recurrence` against a token-serial oracle in float64 NumPy."""
 
 import functools
 
@@ -14,65 +8,25 @@ import numpy as np
 import pytest
 
 from hope_jax.kernels.dgd.api import dgd_recurrence
+from tests.kernels import cases
+from tests.kernels.cases import BOUNDS, NAMES, REGIMES
 from tests.oracles import recurrence as oracle
 
 B, T, H, K, V = 2, 40, 2, 8, 5
-NAMES = ('q', 'k', 'u', 'eta', 'log_alpha', 'state')
 READS = ('pre', 'post', 'chunk')
-# Outputs and states, gradients of vectors, gradients of gates.
-BOUNDS = {
-    'float64': (1e-12, 1e-11, 1e-11),
-    'float32': (5e-6, 1e-5, 2e-5),
-    'bf16': (1.5e-2, 2e-2, 3e-2),
-}
+_check = cases.check
 
 
-def _inputs(regime, length=T, seed=0):
-  """Inputs of a regime; all numbers are exact in float32."""
-  rng = np.random.default_rng(seed)
-
-  def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-  q = rng.normal(size=(B, length, H, K))
-  k = unit(rng.normal(size=(B, length, H, K)))
-  u = rng.normal(size=(B, length, H, V))
-  eta = rng.uniform(0, 1, (B, length, H))
-  log_alpha = np.log(rng.uniform(0.9, 1, (B, length, H)))
-  state = rng.normal(size=(B, H, K, V))
-  if regime == 'keep':
-    log_alpha[:] = 0
-  elif regime == 'forget':
-    log_alpha[:] = np.log(1e-3)
-  elif regime == 'mixed':
-    choice = rng.integers(0, 3, log_alpha.shape)
-    log_alpha = np.choose(choice, [0 * log_alpha, log_alpha, np.log(1e-3)])
-  elif regime == 'same_keys':
-    k[:], eta[:], log_alpha[:] = k[:, :1], 1, 0
-  elif regime == 'zero_keys':
-    k[:, ::3] = 0
-  elif regime == 'silent':
-    eta[:] = 0
-  elif regime == 'reflect':
-    k = unit(k + unit(rng.normal(size=(B, 1, H, K))))
-    eta = rng.uniform(1, 1.9, eta.shape)
-    log_alpha[:] = 0
-  elif regime == 'long_keys':
-    k = 3 * k
-    eta = eta / 9
-  values = (q, k, u, eta, log_alpha, state)
-  return tuple(x.astype(np.float32).astype(np.float64) for x in values)
-
-
-REGIMES = (
-    'plain', 'keep', 'forget', 'mixed', 'same_keys', 'zero_keys', 'silent',
-    'reflect', 'long_keys',
-)
+def _inputs(regime, length=T):
+  return cases.inputs(regime, (B, length, H, K, V))
 
 
 def _cotangents(length=T):
-  rng = np.random.default_rng(99)
-  return rng.normal(size=(B, length, H, V)), rng.normal(size=(B, H, K, V))
+  return cases.cotangents((B, length, H, K, V))
+
+
+def _segments(length=T):
+  return cases.segments(length)
 
 
 @functools.cache
@@ -86,15 +40,6 @@ def _expected(regime, read, tile, packed=False, length=T):
       *oracle.recurrence(*args, **options),
       *oracle.recurrence_gradient(*args, do, ds, **options),
   )
-
-
-def _segments(length=T):
-  """Starts at 1, 3, 16, 17, 18, 39 in one row, at 10 and 26 in the other."""
-  t = np.arange(length)
-  first = sum((t >= s).astype(int) for s in (1, 3, 16, 17, 18, 39))
-  # Ids need not grow: only a change counts.
-  second = 5 - 2 * (t >= 10) + 7 * (t >= 26)
-  return np.stack([first, second]).astype(np.int32)
 
 
 def _run(regime, *, dtype, read, tile, length=T, **options):
@@ -117,21 +62,6 @@ def _compiled(read, tile, options):
     return (*out, *pull((do, ds)))
 
   return run
-
-
-def _check(actual, expected, bounds, what):
-  names = ('o', 'final', *(f'd{n}' for n in NAMES))
-  of_gates = ('deta', 'dlog_alpha')
-  for name, a, e in zip(names, actual, expected):
-    a = np.asarray(a, np.float64)
-    assert np.isfinite(a).all(), f'{what}: {name} is not finite'
-    value, vector, gate = bounds
-    bound = gate if name in of_gates else value
-    bound = vector if name.startswith('d') and name not in of_gates else bound
-    # A quantity that is zero by right has no relative error.
-    scale = max(np.linalg.norm(e), 1e-2)
-    error = np.linalg.norm(a - e) / scale
-    assert error <= bound, f'{what}: {name} off by {error:.1e} > {bound:.1e}'
 
 
 def test_oracle_gradient_is_a_finite_difference():
@@ -406,13 +336,15 @@ def test_what_does_not_fit_is_named():
     call(2, streams[2][0])
   with pytest.raises(ValueError, match='segment_ids must have shape'):
     dgd_recurrence(*streams, segment_ids=_segments()[:, :3])
-  for option in ('read', 'precision', 'implementation'):
+  for option in ('read', 'precision', 'implementation', 'save_states'):
     with pytest.raises(ValueError, match=f"{option} must be one of .*'wrong'"):
       dgd_recurrence(*streams, **{option: 'wrong'})
   with pytest.raises(ValueError, match='tile must be at least 1'):
     dgd_recurrence(*streams, tile=0)
-  with pytest.raises(ValueError, match='not written yet'):
+  with pytest.raises(ValueError, match="'pallas_tpu' needs a TPU"):
     dgd_recurrence(*streams, implementation='pallas_tpu')
+  with pytest.raises(ValueError, match='K and V must be in .* K=8, V=5'):
+    dgd_recurrence(*streams, implementation='pallas_tpu', interpret=True)
 
 
 def test_bf16_products_of_float64_are_refused(x64):

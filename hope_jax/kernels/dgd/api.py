@@ -1,15 +1,25 @@
 """`dgd_recurrence`: the one entry to the delta gradient descent recurrence."""
 
-from typing import Literal, get_args
+import functools
+from typing import Any, Literal, get_args
+import warnings
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from hope_jax.kernels.dgd import chunked, reference, segments
+from hope_jax.kernels.dgd import (
+  block_sizes,
+  chunked,
+  pallas_tpu,
+  reference,
+  segments,
+)
 from hope_jax.types import Array
 
 Implementation = Literal['auto', 'reference', 'xla', 'pallas_tpu']
 Precision = Literal['float32', 'bf16']
+SaveStates = Literal['auto', 'hbm', 'recompute']
 
 # Retention below e^-30 is nothing; the floor keeps sums of log alpha finite.
 MIN_LOG_ALPHA = -30.0
@@ -18,8 +28,10 @@ MIN_LOG_ALPHA = -30.0
 CHUNK_READ_TILE = 16
 
 
-def default_tile(key_dim: int) -> int:
-  """Tokens a tile of the XLA path: measured best on CPU, wider elsewhere."""
+def default_tile(key_dim: int, implementation: Implementation) -> int:
+  """Tokens a tile: measured best on CPU, and by scheduled bundles on TPU."""
+  if implementation == 'pallas_tpu':
+    return block_sizes.DEFAULT_TILE
   if jax.default_backend() == 'cpu':
     return 16 if key_dim <= 64 else 32
   return 64
@@ -38,6 +50,9 @@ def dgd_recurrence(
     segment_ids: Array | None = None,
     precision: Precision = 'float32',
     implementation: Implementation = 'auto',
+    save_states: SaveStates = 'auto',
+    partition: PartitionSpec | None = None,
+    interpret: Any = False,
 ) -> tuple[Array, Array]:
   """Delta gradient descent on a matrix memory, over a whole sequence.
 
@@ -66,7 +81,16 @@ def dgd_recurrence(
     precision: 'float32' (exact products), or 'bf16': bfloat16 operands of the
       products, float32 sums, gates and state. float64 inputs stay float64.
     implementation: 'xla' is the chunk-parallel form, 'reference' the
-      token-serial one, 'auto' the fastest that runs on this platform.
+      token-serial one, 'pallas_tpu' the chunk-parallel form as a TPU kernel
+      (K and V in 64, 128, 256; tiles of 16, 32, ... 128); 'auto' the fastest
+      that runs on this platform.
+    save_states: how the kernel's backward pass comes by the state of each tile:
+      'hbm' saves them, 'recompute' computes them anew, 'auto' chooses.
+    partition: how the mesh that is set splits batch and heads, for example
+      P('data', 'tensor'). Every device then runs its rows and heads alone,
+      without communication; kernels cannot be split in any other way.
+    interpret: True, or pltpu.InterpretParams(): the kernel runs emulated, for
+      tests on any platform.
 
   Returns:
     Outputs [B, T, H, V] in u's dtype, and the final state [B, H, K, V] in
@@ -81,16 +105,12 @@ def dgd_recurrence(
       ('read', read, Literal['pre', 'post', 'chunk']),
       ('precision', precision, Precision),
       ('implementation', implementation, Implementation),
+      ('save_states', save_states, SaveStates),
   ):
     if value not in get_args(kind):
       raise ValueError(f'{name} must be one of {get_args(kind)}; got {value!r}')
   if tile is not None and tile < 1:
     raise ValueError(f'tile must be at least 1; got tile={tile}')
-  if implementation == 'pallas_tpu':
-    raise ValueError(
-        "implementation='pallas_tpu': the TPU kernel is not written yet; use"
-        " 'auto', 'xla' or 'reference'"
-    )
   b, t, h, key_dim = k.shape
   inputs = (q, k, u, eta, log_alpha, *(() if state is None else (state,)))
   dtype = jnp.promote_types(jnp.result_type(*inputs), jnp.float32)
@@ -99,27 +119,133 @@ def dgd_recurrence(
   if state is None:
     state = jnp.zeros((b, h, key_dim, u.shape[-1]), dtype)
   state = state.astype(dtype)
+  eta = eta.astype(dtype)
   log_alpha = jnp.maximum(log_alpha.astype(dtype), MIN_LOG_ALPHA)
-  q, k, v = (x.astype(dtype) for x in (q, k, u))
-  args = (q, k, v, eta.astype(dtype), log_alpha, state)
-  if tile is None:
-    tile = CHUNK_READ_TILE if read == 'chunk' else default_tile(key_dim)
   if t == 0:
     return jnp.zeros(u.shape, u.dtype), state
+  implementation, tile = _resolve(
+      implementation, tile, read, key_dim, u.shape[-1], dtype, interpret
+  )
+  options = dict(read=read, tile=tile, precision=precision)
+  if implementation == 'pallas_tpu':
+    options.update(save_states=save_states, interpret=interpret)
+  run = functools.partial(_run, implementation=implementation, **options)
+  args = (q, k, u, eta, log_alpha, state, segment_ids)
+  if partition is None:
+    return run(*args)
+  of_batch, of_heads = partition
+  tokens = PartitionSpec(of_batch, None, of_heads)
+  matrices = PartitionSpec(of_batch, of_heads)
+  ids = None if segment_ids is None else PartitionSpec(of_batch)
+  return jax.shard_map(
+      run,
+      in_specs=(*(tokens,) * 5, matrices, ids),
+      out_specs=(tokens, matrices),
+      # What a kernel returns does not say over which axes it varies.
+      check_vma=False,
+  )(*args)
+
+
+def _resolve(
+    implementation, tile, read, key_dim, value_dim, dtype, interpret
+) -> tuple[Implementation, int]:
+  """The implementation that will run, and its tile."""
+
+  def tile_of(implementation):
+    if tile is not None:
+      return tile
+    if read == 'chunk':
+      return CHUNK_READ_TILE
+    return default_tile(key_dim, implementation)
+
+  wanted = implementation
+  if wanted == 'auto':
+    on_tpu = pallas_tpu.device()[0] == 'tpu'
+    wanted = 'pallas_tpu' if on_tpu or interpret else 'xla'
+  if wanted == 'pallas_tpu':
+    obstacle = pallas_tpu.obstacle(
+        key_dim, value_dim, tile_of(wanted), dtype, interpret
+    )
+    if obstacle is not None and implementation == 'pallas_tpu':
+      raise ValueError(f"implementation='pallas_tpu' {obstacle}")
+    if obstacle is not None:
+      warnings.warn(
+          f'the XLA form stands in for the TPU kernel, which {obstacle}',
+          stacklevel=3,
+      )
+      wanted = 'xla'
+  return wanted, tile_of(wanted)
+
+
+def _run(
+    q, k, u, eta, log_alpha, state, segment_ids, *, implementation, **options
+):
+  """Arguments as validated, options of the implementation."""
+  if implementation == 'pallas_tpu':
+    return pallas_tpu.recurrence(
+        q, k, u, eta, log_alpha, state, segment_ids, **options
+    )
+  args = *(x.astype(state.dtype) for x in (q, k, u)), eta, log_alpha, state
   if implementation == 'reference':
-    ids = jnp.zeros((b, t), jnp.int32) if segment_ids is None else segment_ids
-    o, state = reference.recurrence(
-        *args, read=read, tile=tile, segment_ids=ids
-    )
+    ids = segment_ids
+    if ids is None:
+      ids = jnp.zeros(k.shape[:2], jnp.int32)
+    options.pop('precision')
+    o, final = reference.recurrence(*args, segment_ids=ids, **options)
   elif segment_ids is None:
-    o, state = chunked.chunk_scan(
-        *args, read=read, tile=tile, precision=precision
-    )
+    o, final = chunked.chunk_scan(*args, **options)
   else:
-    o, state = segments.segment_scan(
-        *args, segment_ids, read=read, tile=tile, precision=precision
-    )
-  return o.astype(u.dtype), state
+    o, final = segments.segment_scan(*args, segment_ids, **options)
+  return o.astype(u.dtype), final
+
+
+def dgd_step(
+    q: Array,
+    k: Array,
+    u: Array,
+    eta: Array,
+    log_alpha: Array,
+    state: Array,
+    *,
+    read: Literal['pre', 'post'] = 'pre',
+) -> tuple[Array, Array]:
+  """One token of `dgd_recurrence`, for decoding.
+
+  The state is read and written once, which is all the time it takes: plain JAX
+  is the kernel. Jit it with the state donated.
+
+  Args:
+    q: queries, [B, H, K].
+    k: keys, [B, H, K].
+    u: write values, [B, H, V].
+    eta: write strengths, [B, H].
+    log_alpha: log of the retention, [B, H].
+    state: the state before the token, [B, H, K, V].
+    read: 'pre' or 'post'. ('chunk' reads need the state at the chunk's start:
+      keep that, and read it by a product.)
+
+  Returns:
+    Outputs [B, H, V] in u's dtype, and the state after the token.
+  """
+  if read not in ('pre', 'post'):
+    raise ValueError(f"read must be one of ('pre', 'post'); got {read!r}")
+  _validate(
+      *(x[:, None] for x in (q, k, u, eta, log_alpha)), state, None
+  )
+  dtype = jnp.promote_types(state.dtype, jnp.float32)
+  args = [x.astype(dtype) for x in (q, k, u, eta, log_alpha)]
+  alpha = jnp.exp(jnp.maximum(args[-1], MIN_LOG_ALPHA))[..., None, None]
+  state = state.astype(dtype)
+  query, key, value, rate = args[:4]
+  rows = jnp.stack([key, query], axis=-2)
+  retrieved = jnp.matmul(rows, state, precision='highest')
+  error = rate[..., None] * (value - retrieved[..., 0, :])
+  new = alpha * state + key[..., :, None] * error[..., None, :]
+  o = retrieved[..., 1, :]
+  if read == 'post':  # M_t q = alpha M_{t-1} q + e (k . q)
+    overlap = jnp.sum(key * query, axis=-1, keepdims=True)
+    o = alpha[..., 0] * o + overlap * error
+  return o.astype(u.dtype), new
 
 
 def _validate(q, k, u, eta, log_alpha, state, segment_ids) -> None:

@@ -3,7 +3,7 @@
 For a chunk of C tokens that starts from state S (rows are tokens):
 
     a = log alpha      c = cumsum(a)      p = c - a  (decay before token t)
-    D_ts = exp(p_t - c_s) for s < t, else 0       (see `decays`)
+    D_ts = exp(p_t - c_s) for s < t, else 0        (see `decay`)
     L = diag(eta) (D * K K^T)
     E = (I + L)^{-1} eta (U - e^p K S)          e_t = eta_t (u_t - M_{t-1} k_t)
     pre:  O = e^p Q S + (D * Q K^T) E
@@ -29,10 +29,11 @@ Read = Literal['pre', 'post', 'chunk', 'none']
 
 
 class Decay(NamedTuple):
-  """What is left of a state after each token, and of each write."""
+  """What is left, just before each token, of the state and of each write."""
 
-  enter: Array  # [..., C, 1], of the state that entered: e^c
-  keep: Array  # [..., C, C], rows t, columns s: see `decays`
+  enter: Array  # [..., C, 1], of the state that entered: e^p
+  keep: Array  # [..., C, C], of the write of token s < t; else 0
+  alpha: Array  # [..., C, 1], the token's own retention
 
 
 class Flow(NamedTuple):
@@ -40,16 +41,57 @@ class Flow(NamedTuple):
 
   share: Array  # [..., C, 1], 1 - mu
   decay: Decay  # of the momentum itself
-  reach: Array  # [..., C, C], how much of write s has arrived in M_t
+  present: Array  # [..., C, 1], whether there is a token
+  reach: Array  # [..., C, C], how much of write s has arrived in M_{t-1}
   inflow: Array  # [..., C, 1], how much of the momentum that entered has
 
 
 def matmul(x: Array, y: Array, precision: str) -> Array:
-  """x @ y over the last two axes, accumulated in at least float32."""
+  """x @ y over the last two axes, accumulated in at least float32.
+
+  With 'bf16' the operands of the product and of its two derivatives are
+  bfloat16, for which forward mode is not defined.
+  """
+  if x.ndim > 3 and x.shape[:-2] == y.shape[:-2]:  # kernels batch over one axis
+    flat = [a.reshape(-1, *a.shape[-2:]) for a in (x, y)]
+    product = matmul(*flat, precision)
+    return product.reshape(*x.shape[:-2], *product.shape[-2:])
   if precision == 'bf16':
-    x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
-    return jnp.matmul(x, y, preferred_element_type=jnp.float32)
+    return _bf16_matmul(x, y)
   return jnp.matmul(x, y, precision='highest')
+
+
+@jax.custom_vjp
+def _bf16_matmul(x: Array, y: Array) -> Array:
+  return _bf16_matmul_fwd(x, y)[0]
+
+
+def _bf16_matmul_fwd(x, y):
+  operands = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
+  product = jnp.matmul(*operands, preferred_element_type=jnp.float32)
+  # Of the arguments themselves only the dtypes are needed.
+  return product, (*operands, x[..., :0], y[..., :0])
+
+
+def _bf16_matmul_bwd(residuals, d):
+  *operands, like_x, like_y = residuals
+  x, y = operands
+  d = d.astype(jnp.bfloat16)
+
+  def gradient(subscripts, a, b, of, like):
+    g = jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
+    # Axes that were broadcast are summed.
+    g = g.sum(range(g.ndim - of.ndim))
+    wide = [i for i in range(of.ndim) if of.shape[i] < g.shape[i]]
+    return g.sum(wide, keepdims=True).astype(like.dtype)
+
+  return (
+      gradient('...mn,...kn->...mk', d, y, x, like_x),
+      gradient('...mk,...mn->...kn', x, d, y, like_y),
+  )
+
+
+_bf16_matmul.defvjp(_bf16_matmul_fwd, _bf16_matmul_bwd)
 
 
 def transpose(x: Array) -> Array:
@@ -57,13 +99,15 @@ def transpose(x: Array) -> Array:
   return jnp.swapaxes(x, -1, -2)
 
 
-def inverse_unit_lower(lower: Array) -> Array:
+def inverse_unit_lower(lower: Array, precision: str = 'float32') -> Array:
   """Returns (I + lower)^{-1} for strictly lower triangular [..., C, C].
 
   Doubles the size of exact diagonal blocks: with T_b the inverse of the b x b
   blocks and L_b what joins two of them, T_2b = T_b - T_b L_b T_b. Every T_b is
   a true inverse, so keys that repeat cannot blow up powers of `lower` as they
-  do in a Neumann series.
+  do in a Neumann series. With bfloat16 products the result is good to two
+  digits; a Newton step T + T (I - (I + L) T), its residual in twice bfloat16,
+  makes that four.
   """
   size = lower.shape[-1]
   index = jnp.arange(size)
@@ -76,71 +120,169 @@ def inverse_unit_lower(lower: Array) -> Array:
     if block == 1:
       inverse = inverse - middle
     else:
-      inverse = inverse - jnp.matmul(
-          inverse,
-          jnp.matmul(middle, inverse, precision='highest'),
-          precision='highest',
+      inverse = inverse - matmul(
+          inverse, matmul(middle, inverse, precision), precision
       )
     block *= 2
-  return inverse
+  if precision == 'float32' or size <= 2:
+    return inverse
+  # The rounded T is the one improved, so that only L needs a second part.
+  inverse = inverse.astype(jnp.bfloat16).astype(lower.dtype)
+  high = lower.astype(jnp.bfloat16).astype(lower.dtype)
+  parts = jnp.concatenate([high, lower - high], axis=-2)
+  parts = matmul(parts, inverse, precision)
+  product = parts[..., :size, :] + parts[..., size:, :]
+  residual = jnp.eye(size, dtype=lower.dtype) - inverse - product
+  return inverse + matmul(inverse, residual, precision)
 
 
-def decays(log_decay: Array) -> Array:
-  """What is kept from token s to token t: exp of the sum over (s, t].
+def prefix(x: Array) -> Array:
+  """Cumulated sums over the last axis, as a product with a triangle of ones."""
+  index = jnp.arange(x.shape[-1])
+  upto = (index[:, None] <= index[None, :]).astype(x.dtype)
+  return jnp.matmul(x, upto, precision='highest')
 
-  Each exponent is summed from its own terms, by a product with triangles of
-  ones. As a difference of two cumulated sums it would lose its digits, and its
-  gradient more of them, wherever retention is near zero.
+
+def _later(x: Array) -> Array:
+  """One step later along the last axis, 0 ahead."""
+  return jnp.concatenate([jnp.zeros_like(x[..., :1]), x[..., :-1]], axis=-1)
+
+
+@jax.custom_jvp
+def column(x: Array) -> Array:
+  """[..., C] -> [..., C, 1].
+
+  On a TPU a vector lies along lanes, and a gradient that comes back as a column
+  has to be turned. The derivative is written so that it can be: as row sums of
+  a diagonal matrix, whose own derivative is a sum over rows.
+  """
+  return x[..., None]
+
+
+@column.defjvp
+def _column_jvp(primals, tangents):
+  return column(*primals), _turned(*tangents)
+
+
+def row(x: Array) -> Array:
+  """[..., C, 1] -> [..., C], the inverse of `column`, for the same reason."""
+  own = jnp.eye(x.shape[-2], dtype=bool)
+  return jnp.sum(jnp.where(own, x, 0), axis=-2)
+
+
+def _turned(x: Array) -> Array:
+  """`column`, as row sums of a diagonal matrix."""
+  own = jnp.eye(x.shape[-1], dtype=bool)
+  return jnp.sum(jnp.where(own, x[..., None, :], 0), axis=-1, keepdims=True)
+
+
+def _before(size: int) -> Array:
+  """[C, C] bool: s < t, rows t, columns s."""
+  index = jnp.arange(size)
+  return index[:, None] > index[None, :]
+
+
+def between_fast(x: Array) -> Array:
+  """`between` as the difference of two cumulated sums: to 1e-7 of the sums."""
+  total = prefix(x)
+  return column(_later(total)) - total[..., None, :]
+
+
+@jax.custom_jvp
+def between(x: Array) -> Array:
+  """Sums of x [..., C] over the tokens between s and t, [..., C, C] (s < t).
+
+  As a difference of two cumulated sums they would lose the digits that the sums
+  share, so what rounding has taken from the sums is cumulated too and put back.
+  The derivative sums its own terms, by a product with a triangle.
+  """
+  total = prefix(x)
+  lost = prefix(x - (total - _later(total)))
+  return (column(_later(total)) - total[..., None, :]) + (
+      column(_later(lost)) - lost[..., None, :]
+  )
+
+
+@between.defjvp
+def _between_jvp(primals, tangents):
+  (x,), (dx,) = primals, tangents
+  before = _before(x.shape[-1])
+  terms = jnp.where(before, _turned(dx), 0)
+  ones = jnp.broadcast_to(before.astype(x.dtype), terms.shape)
+  return between(x), jnp.matmul(ones, terms, precision='highest')
+
+
+def decay(log_alpha: Array, precision: str = 'float32') -> Decay:
+  """`Decay` of log retentions; shared by states that decay alike.
 
   Args:
-    log_decay: [..., C], <= 0 and finite.
-
-  Returns:
-    [..., C, C], rows t, columns s; 1 where s = t, and 0 where s > t.
+    log_alpha: [..., C], <= 0 and finite.
+    precision: as in `chunk_step`.
   """
-  index = jnp.arange(log_decay.shape[-1])
-  reached = index[:, None] >= index[None, :]
-  later = jnp.where(reached.T, 0, log_decay[..., :, None])
-  exponent = jnp.matmul(
-      reached.astype(log_decay.dtype), later, precision='highest'
+  before = _before(log_alpha.shape[-1])
+  sums = between if precision == 'float32' else between_fast
+  # Masked before exp: the others would be exp of a positive number.
+  keep = jnp.exp(jnp.where(before, sums(log_alpha), 0))
+  return Decay(
+      column(jnp.exp(_later(prefix(log_alpha)))),
+      jnp.where(before, keep, 0),
+      column(jnp.exp(log_alpha)),
   )
-  return jnp.where(reached, jnp.exp(exponent), 0)
 
 
-def decay(log_alpha: Array) -> Decay:
-  """`Decay` of log retentions [..., C]; shared by states that decay alike."""
-  enter = jnp.exp(jnp.cumsum(log_alpha, axis=-1))
-  return Decay(enter[..., None], decays(log_alpha))
+def after(kept: Decay) -> tuple[Array, Array]:
+  """What is left just after each token: `Decay.enter` and `Decay.keep` of it.
+
+  [..., C, 1], and [..., C, C] with 1 where s = t.
+  """
+  own = jnp.eye(kept.keep.shape[-1], dtype=kept.keep.dtype)
+  return kept.alpha * kept.enter, kept.alpha * kept.keep + own
 
 
-def flow(kept: Decay, log_mu: Array, present: Array) -> Flow:
+def leave(kept: Decay) -> tuple[Array, Array]:
+  """The last row of `after`: [..., 1, 1] and [..., 1, C]."""
+  size = kept.keep.shape[-1]
+  own = (jnp.arange(size) == size - 1).astype(kept.keep.dtype)
+  enter, keep, alpha = (x[..., -1:, :] for x in kept)
+  return enter * alpha, keep * alpha + own
+
+
+def flow(kept: Decay, log_mu: Array, present: Array, precision: str) -> Flow:
   """`Flow` of momentum with log gates [..., C] into a state.
 
   Args:
     kept: decay of the state.
     log_mu: <= 0.
     present: [..., C], 1; or 0: M_t takes no S_t (and log_mu must be 0).
+    precision: as in `chunk_step`.
 
   Returns:
-    With A = kept.keep and B that of the momentum, reach = A B and inflow =
-    A e^m, both summed over tokens that are present.
+    With A = kept.keep and B that of the momentum after each token, reach = A B
+    and inflow = A e^m, both summed over tokens that are present.
   """
-  own = decay(log_mu)
+  own = decay(log_mu, precision)
+  enter, keep = after(own)
   taken = kept.keep * present[..., None, :]
-  both = jnp.matmul(
-      taken, jnp.concatenate([own.keep, own.enter], axis=-1),
-      precision='highest',
-  )
-  share = -jnp.expm1(log_mu)[..., None]
-  return Flow(share, own, both[..., :-1], both[..., -1:])
+  reach = matmul(taken, keep, precision)
+  inflow = jnp.sum(taken * transpose(enter), axis=-1, keepdims=True)
+  # 1 - mu: as -expm1(log mu) it keeps its digits near mu = 1, and no kernel
+  # compiler knows expm1.
+  share = column(jnp.tanh(-0.5 * log_mu) * (1 + jnp.exp(log_mu)))
+  return Flow(share, own, column(present), reach, inflow)
 
 
-def shift(x: Array, first: float = 0) -> Array:
-  """Rows one later, a row of `first` ahead: 'after token t - 1'."""
-  return jnp.pad(
-      x[..., :-1, :], [(0, 0)] * (x.ndim - 2) + [(1, 0), (0, 0)],
-      constant_values=first,
+def arrived(flowing: Flow, alpha: Array, last: bool) -> tuple[Array, Array]:
+  """`Flow.inflow` and `Flow.reach` just after each token, or the last one.
+
+  A token adds what is left of each write in the momentum of that moment.
+  """
+  rows = slice(-1, None) if last else slice(None)
+  enter, keep = (leave if last else after)(flowing.decay)
+  alpha, present, reach, inflow = (
+      x[..., rows, :]
+      for x in (alpha, flowing.present, flowing.reach, flowing.inflow)
   )
+  return alpha * inflow + present * enter, alpha * reach + present * keep
 
 
 Groups = tuple[tuple[int, float], ...]
@@ -183,38 +325,37 @@ def chunk_step(
     momentum state or None.
   """
   groups = groups or ((u.shape[-1], 1.0),)
-  kept = log_alpha if isinstance(log_alpha, Decay) else decay(log_alpha)
+  kept = log_alpha
+  if not isinstance(kept, Decay):
+    kept = decay(log_alpha, precision)
+  eta = column(eta)
   if momentum is not None:
     return _momentum_chunk_step(
         state, q, k, u, eta, kept, *momentum, read=read, erase=erase,
         groups=groups, precision=precision,
     )
-  enter, keep = kept
-  enter_pre, keep_pre = shift(enter, 1), shift(keep)
-  rate = _spread(eta, groups)
   # One product serves keys and queries: rows of both against the same operand.
   reads = read != 'none'
   rows = jnp.concatenate([k, q], axis=-2) if reads else k
-  retrieved = q_retrieved = scores = None
   if erase or reads:
     retrieved, q_retrieved = _split(matmul(rows, state, precision), k)
     gram, scores = _split(matmul(rows, transpose(k), precision), k)
-  e = rate * u
+  e = eta * u
   if erase:
-    lower = eta[..., None] * keep_pre * gram
-    e = _solve(
-        lower, e - rate * enter_pre * retrieved, groups, precision
-    )
+    rhs = _shared(e - eta * kept.enter * retrieved, groups)
+    e = _solve(eta * kept.keep * gram, rhs, groups, precision)
+  else:
+    e = _shared(e, groups)
   o = None
   width = groups[0][0]
   if read == 'chunk':
     o = q_retrieved[..., :width]
   elif reads:
-    reader, kept = (enter_pre, keep_pre) if read == 'pre' else (enter, keep)
-    o = reader * q_retrieved[..., :width]
-    o = o + matmul(kept * scores, e[..., :width], precision)
-  new = enter[..., -1:, :] * state
-  new = new + matmul(transpose(keep[..., -1, :, None] * k), e, precision)
+    enter, keep = kept[:2] if read == 'pre' else after(kept)
+    o = enter * q_retrieved[..., :width]
+    o = o + matmul(keep * scores, e[..., :width], precision)
+  enter, keep = leave(kept)
+  new = enter * state + matmul(_weighted(k, keep), e, precision)
   return o, new, None
 
 
@@ -223,25 +364,32 @@ def _split(x: Array, k: Array) -> tuple[Array, Array]:
   return x[..., : k.shape[-2], :], x[..., k.shape[-2] :, :]
 
 
-def _spread(eta: Array, groups: Groups) -> Array:
-  """eta [..., C] as the rate of every column, [..., C, 1 or V]."""
-  eta = eta[..., None]
-  if len(groups) == 1:
-    return eta * groups[0][1]
-  shares = [jnp.full((n,), share, eta.dtype) for n, share in groups]
-  return eta * jnp.concatenate(shares)
+def _weighted(k: Array, weight: Array) -> Array:
+  """K^T with each token's column times its weight [..., 1, C]."""
+  return transpose(column(weight[..., 0, :]) * k)
+
+
+def _shared(x: Array, groups: Groups) -> Array:
+  """x [..., C, V] with each group of columns times its share."""
+  if all(share == 1.0 for _, share in groups):
+    return x
+  shares = [jnp.full((1, n), share, x.dtype) for n, share in groups]
+  return x * jnp.concatenate(shares, axis=-1)
 
 
 def _solve(lower: Array, rhs: Array, groups: Groups, precision: str) -> Array:
   """(I + share * lower)^{-1} rhs, each group of columns with its share."""
-  shares = sorted({share for _, share in groups}, reverse=True)
-  scaled = jnp.stack([share * lower for share in shares])
-  inverses = inverse_unit_lower(jax.lax.stop_gradient(scaled))
+  scaled = {share: share * lower for _, share in groups}
+  inverses = {
+      share: inverse_unit_lower(jax.lax.stop_gradient(x), precision)
+      for share, x in scaled.items()
+  }
   parts, start = [], 0
   for width, share in groups:
-    i = shares.index(share)
     part = rhs[..., start : start + width]
-    parts.append(unit_lower_solve(scaled[i], inverses[i], part, precision))
+    parts.append(
+        unit_lower_solve(scaled[share], inverses[share], part, precision)
+    )
     start += width
   return jnp.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
 
@@ -251,20 +399,52 @@ def unit_lower_solve(
 ) -> Array:
   """x with (I + lower) x = rhs, given the inverse.
 
-  Differentiated as a linear system: the backward pass is one product with the
-  transposed inverse, d lower = -(d rhs) x^T, instead of a walk back through the
-  products that made the inverse. Forward mode and higher orders work.
+  Differentiated as a linear system, (I + lower) dx = d rhs - (d lower) x: the
+  backward pass is one product with the transposed inverse, d lower = -(d rhs)
+  x^T, instead of a walk back through the products that made the inverse.
   """
-  return jax.lax.custom_linear_solve(
-      lambda x: x + matmul(lower, x, precision),
-      rhs,
-      solve=lambda _, b: matmul(inverse, b, precision),
-      transpose_solve=lambda _, b: matmul(transpose(inverse), b, precision),
-  )
+  solve = _solve_bf16 if precision == 'bf16' else _solve_exact
+  return solve(lower, inverse, rhs)
+
+
+@jax.custom_jvp
+def _solve_exact(lower: Array, inverse: Array, rhs: Array) -> Array:
+  del lower
+  return matmul(inverse, rhs, 'float32')
+
+
+@_solve_exact.defjvp
+def _solve_exact_jvp(primals, tangents):
+  lower, inverse, rhs = primals
+  d_lower, _, d_rhs = tangents
+  x = _solve_exact(lower, inverse, rhs)
+  residual = d_rhs - matmul(d_lower, x, 'float32')
+  return x, _solve_exact(lower, inverse, residual)
+
+
+@jax.custom_vjp
+def _solve_bf16(lower: Array, inverse: Array, rhs: Array) -> Array:
+  del lower
+  return matmul(inverse, rhs, 'bf16')
+
+
+def _solve_bf16_fwd(lower, inverse, rhs):
+  x = _solve_bf16(lower, inverse, rhs)
+  return x, (inverse, x)
+
+
+def _solve_bf16_bwd(residuals, dx):
+  inverse, x = residuals
+  d_rhs = matmul(transpose(inverse), dx, 'bf16')
+  return -matmul(d_rhs, transpose(x), 'bf16'), None, d_rhs
+
+
+_solve_bf16.defvjp(_solve_bf16_fwd, _solve_bf16_bwd)
 
 
 def _momentum_chunk_step(
-    state, q, k, u, eta, kept, velocity, flow, *, read, erase, groups, precision
+    state, q, k, u, eta, kept, velocity, flowing, *, read, erase, groups,
+    precision,
 ):
   """`chunk_step` with momentum: M_t = M_{t-1} (alpha I - eta k k^T) + S_t.
 
@@ -278,12 +458,7 @@ def _momentum_chunk_step(
 
   and d solves a unit lower triangular system, as without momentum.
   """
-  enter, keep = kept
-  _, (enter_flow, carry), reach, inflow = flow
-  rate = _spread(eta, groups)
-  w = rate * flow.share * u
-  keep_pre, reach_pre, inflow_pre = shift(keep), shift(reach), shift(inflow)
-  enter_pre = shift(enter, 1)
+  w = _shared(eta * flowing.share * u, groups)
   reads = read != 'none'
   rows = jnp.concatenate([k, q], axis=-2) if reads else k
   if erase or reads:
@@ -296,36 +471,35 @@ def _momentum_chunk_step(
     )
     gram, scores = _split(matmul(rows, transpose(k), precision), k)
   if erase:
-    retrieved = enter_pre * k_state + inflow_pre * k_flow
-    retrieved += matmul(reach_pre * gram, w, precision)
-    d = _solve(
-        eta[..., None] * keep_pre * gram, rate * retrieved, groups, precision
-    )
+    retrieved = kept.enter * k_state + flowing.inflow * k_flow
+    retrieved += matmul(flowing.reach * gram, w, precision)
+    rhs = _shared(eta * retrieved, groups)
+    d = _solve(eta * kept.keep * gram, rhs, groups, precision)
   o = None
   width = groups[0][0]
   if read == 'chunk':
     o = q_state[..., :width]
   elif reads:
-    reader, flowing, kept, reached = (
-        (enter_pre, inflow_pre, keep_pre, reach_pre)
-        if read == 'pre'
-        else (enter, inflow, keep, reach)
-    )
-    o = reader * q_state[..., :width] + flowing * q_flow[..., :width]
-    o += matmul(reached * scores, w[..., :width], precision)
+    if read == 'pre':
+      (enter, keep), inflow, reach = kept[:2], flowing.inflow, flowing.reach
+    else:
+      enter, keep = after(kept)
+      inflow, reach = arrived(flowing, kept.alpha, last=False)
+    o = enter * q_state[..., :width] + inflow * q_flow[..., :width]
+    o += matmul(reach * scores, w[..., :width], precision)
     if erase:
-      o -= matmul(kept * scores, d[..., :width], precision)
-  writes = reach[..., -1, :, None] * w
+      o -= matmul(keep * scores, d[..., :width], precision)
+  enter, keep = leave(kept)
+  inflow, reach = arrived(flowing, kept.alpha, last=True)
+  enter_flow, keep_flow = leave(flowing.decay)
+  # What the writes add to both states: the values are the same, one product.
+  weighted = [_weighted(k, reach), _weighted(k, keep_flow)]
+  gains = matmul(jnp.concatenate(weighted, axis=-2), w, precision)
+  gain, gain_flow = jnp.split(gains, 2, axis=-2)
+  new = enter * state + inflow * velocity + gain
   if erase:
-    writes -= keep[..., -1, :, None] * d
-  # Both states gain keys times values: one product.
-  gains = jnp.concatenate([writes, carry[..., -1, :, None] * w], axis=-1)
-  gains = matmul(transpose(k), gains, precision)
-  gain, gain_momentum = jnp.split(gains, 2, axis=-1)
-  new = enter[..., -1:, :] * state + gain
-  new += inflow[..., -1, :, None] * velocity
-  new_velocity = enter_flow[..., -1, :, None] * velocity + gain_momentum
-  return o, new, new_velocity
+    new -= matmul(_weighted(k, keep), d, precision)
+  return o, new, enter_flow * velocity + gain_flow
 
 
 def chunk_scan(

@@ -3,6 +3,7 @@
 Tokens of the segment that enters a tile read the state that entered with it; a
 segment that starts inside the tile reads the reset state. Both are masks on the
 formulas of `chunked`, so that a packed row gives what its documents give alone.
+(Masks and sums, not gathers: kernels call `segment_step` too.)
 """
 
 from typing import NamedTuple
@@ -12,10 +13,12 @@ import jax.numpy as jnp
 
 from hope_jax.kernels.dgd.chunked import (
     Read,
-    decays,
+    after,
+    column,
+    decay,
     inverse_unit_lower,
+    leave,
     matmul,
-    shift,
     tiles,
     transpose,
     unit_lower_solve,
@@ -27,8 +30,8 @@ from hope_jax.types import Array
 class Segments(NamedTuple):
   """Where the tokens of a tile belong, counted from the tile's start."""
 
-  first: Array  # [..., C] int: where the token's segment starts; < 0: before
-  boundary: Array  # [..., C] int: where the token's chunk starts; < 0: before
+  first: Array  # [..., C] int: where the token's segment starts; -1: before
+  boundary: Array  # [..., C] int: where the token's chunk starts; -1: before
 
 
 def locate(segment_ids: Array, tile: int) -> Segments:
@@ -42,6 +45,20 @@ def locate(segment_ids: Array, tile: int) -> Segments:
   starts = jnp.pad(changed, ((0, 0), (1, 0)))
   first = jax.lax.cummax(jnp.where(starts, t, 0), axis=1)
   return Segments(first, first + (t - first) // tile * tile)
+
+
+def tile_positions(segment_ids: Array, tile: int) -> Segments:
+  """`locate`, counted from the start of each token's tile; -1: before it.
+
+  [B, T padded to tiles]. Padding goes on with the last segment, and the first
+  segment was there before the first tile: it reads the state that enters.
+  """
+  missing = -segment_ids.shape[1] % tile
+  ids = jnp.pad(segment_ids, ((0, 0), (0, missing)), mode='edge')
+  where = locate(ids, tile)
+  where = where._replace(first=jnp.where(where.first == 0, -1, where.first))
+  start = jnp.arange(ids.shape[1]) // tile * tile
+  return Segments(*(jnp.maximum(x - start, -1) for x in where))
 
 
 def segment_step(
@@ -76,70 +93,63 @@ def segment_step(
     Outputs [..., C, V] and the two states at the end of the tile.
   """
   state, chunk_state = states
-  carried = where.first < 0
-  same = where.first[..., :, None] == where.first[..., None, :]
-  keep = decays(log_alpha)
-  keep_pre = shift(keep)
-  # What is left of the state a token's segment began the tile with: decay over
-  # (first - 1, t], or from the tile's start.
-  ahead = jnp.maximum(where.first - 1, 0)[..., None]
-  inside = where.first > 0
+  size = k.shape[-2]
+  at = jnp.arange(size)
+  first = where.first[..., :, None]
+  carried = first < 0
+  same = first == where.first[..., None, :]
+  kept = decay(log_alpha, precision)
+  # What is left of the state a token's segment began the tile with: decay since
+  # the token ahead of the segment, or from the tile's start.
+  ahead = at == first - 1
 
-  def entering(kept, total):
-    since = jnp.take_along_axis(kept, ahead, axis=-1)[..., 0]
-    return jnp.where(inside, since, jnp.exp(total))
-
-  c = jnp.cumsum(log_alpha, axis=-1)
-  enter_pre = entering(keep_pre, shift(c[..., None])[..., 0])
-  enter_post = entering(keep, c)
-  keep, keep_pre = jnp.where(same, keep, 0), jnp.where(same, keep_pre, 0)
+  def since(enter, keep):
+    inside = jnp.sum(jnp.where(ahead, keep, 0), axis=-1, keepdims=True)
+    return jnp.where(first > 0, inside, enter), jnp.where(same, keep, 0)
 
   def retrieve(x):
     """x read from the state its segment began the tile with."""
     return jnp.where(
-        carried[..., None],
-        matmul(x, state, precision),
-        matmul(x, reset, precision),
+        carried, matmul(x, state, precision), matmul(x, reset, precision)
     )
 
-  gram = matmul(k, transpose(k), precision)
-  lower = eta[..., None] * keep_pre * gram
-  rhs = eta[..., None] * (u - enter_pre[..., None] * retrieve(k))
-  inverse = inverse_unit_lower(lower)
+  enter, keep = since(*kept[:2])
+  eta = column(eta)
+  lower = eta * keep * matmul(k, transpose(k), precision)
+  inverse = inverse_unit_lower(jax.lax.stop_gradient(lower), precision)
+  rhs = eta * (u - enter * retrieve(k))
   e = unit_lower_solve(lower, inverse, rhs, precision)
 
-  # A 'chunk' read is a 'pre' read of the chunk's first token.
-  start = jnp.maximum(where.boundary, 0)
-  if read == 'chunk':
-    kept = jnp.take_along_axis(keep_pre, start[..., None], axis=-2)
-    enter = jnp.take_along_axis(enter_pre, start, axis=-1)
-  elif read == 'pre':
-    kept, enter = keep_pre, enter_pre
-  else:
-    kept, enter = keep, enter_post
+  boundary = where.boundary[..., :, None]
+  if read == 'chunk':  # a 'pre' read of the chunk's first token: pick its row
+    opens = (at == jnp.maximum(boundary, 0)).astype(keep.dtype)
+    enter = jnp.sum(opens * transpose(enter), axis=-1, keepdims=True)
+    keep = matmul(opens, keep, 'float32')
+  elif read == 'post':
+    enter, keep = since(*after(kept))
   scores = matmul(q, transpose(k), precision)
-  o = enter[..., None] * retrieve(q) + matmul(kept * scores, e, precision)
-  if read == 'chunk':
-    earlier = where.boundary < 0
-    o = jnp.where(earlier[..., None], matmul(q, chunk_state, precision), o)
+  o = enter * retrieve(q) + matmul(keep * scores, e, precision)
+  began = jnp.where(carried[..., -1:, :], state, reset)
 
-  began = jnp.where(carried[..., -1, None, None], state, reset)
-
-  def leave(enter, kept):
+  def leaving(enter, keep):
     """The state the last segment reaches: what is left, and what it wrote."""
-    written = matmul(transpose(kept[..., None] * k), e, precision)
-    return enter[..., None, None] * began + written
+    weighted = transpose(transpose(keep) * k)
+    return enter * began + matmul(weighted, e, precision)
 
-  new = leave(enter_post[..., -1], keep[..., -1, :])
-  # A whole tile holds a chunk start of any segment that spans it.
-  at = where.boundary[..., -1, None, None]
-  last = start[..., -1:]
-  new_chunk = leave(
-      jnp.take_along_axis(enter_pre, last, axis=-1)[..., 0],
-      jnp.take_along_axis(keep_pre, last[..., None], axis=-2)[..., 0, :],
+  if read == 'chunk':
+    o = jnp.where(boundary < 0, matmul(q, chunk_state, precision), o)
+    # A whole tile holds a chunk start of any segment that spans it.
+    new_chunk = leaving(enter[..., -1:, :], keep[..., -1:, :])
+    last = boundary[..., -1:, :]
+    chunk_state = jnp.where(last < 0, chunk_state, new_chunk)
+  last_enter, last_keep = leave(kept)
+  last_first = first[..., -1:, :]
+  inside = jnp.sum(
+      jnp.where(at == last_first - 1, last_keep, 0), axis=-1, keepdims=True
   )
-  new_chunk = jnp.where(at < 0, chunk_state, new_chunk)
-  return o, (new, new_chunk)
+  last_enter = jnp.where(last_first > 0, inside, last_enter)
+  last_keep = jnp.where(same[..., -1:, :], last_keep, 0)
+  return o, (leaving(last_enter, last_keep), chunk_state)
 
 
 def segment_scan(
@@ -156,28 +166,19 @@ def segment_scan(
     precision: str,
 ) -> tuple[Array, Array]:
   """`chunked.chunk_scan` with segments; each restarts from `state`."""
-  length = k.shape[1]
-  padded = -(-length // tile) * tile
-  # Padding continues the last segment, with eta = 0 and log alpha = 0.
-  ids = jnp.pad(segment_ids, ((0, 0), (0, padded - length)), mode='edge')
-  where = locate(ids, tile)
-  where = Segments(*(tiles(x[:, :, None], tile) for x in where))
-  offsets = jnp.arange(padded // tile) * tile
+  where = tile_positions(segment_ids, tile)
 
   def body(states, xs):
     """carry: state and chunk-start state; xs: a tile of the inputs."""
-    *inputs, where, offset = xs
-    where = Segments(*(x - offset for x in where))
+    *inputs, where = xs
     o, states = segment_step(
         states, state, *inputs, where, read=read, precision=precision
     )
     return states, o
 
-  # The first segment enters the first tile with `state`: it is 'carried'.
-  first = where.first.at[0].add(jnp.where(where.first[0] == 0, -1, 0))
-  where = where._replace(first=first)
   xs = tuple(tiles(x, tile) for x in (q, k, u, eta, log_alpha))
+  where = Segments(*(tiles(x[:, :, None], tile) for x in where))
   (final, _), o = jax.lax.scan(
-      jax.checkpoint(body), (state, state), (*xs, where, offsets)
+      jax.checkpoint(body), (state, state), (*xs, where)
   )
-  return untile(o, length), final
+  return untile(o, k.shape[1]), final

@@ -1,0 +1,64 @@
+"""The kernels through the real TPU compiler, for every chip, without a TPU.
+
+It proves that they lower, fit VMEM and can be scheduled: not that their numbers
+are right (the interpreted tests do), nor how long they take.
+"""
+
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+# (K, V, options) of the programs, each forward and backward.
+EVERYWHERE = [
+    (64, 64, {}), (128, 128, {}), (256, 256, {}),
+    (128, 128, {'dtype': 'float32'}),
+]
+MORE = {
+    'v5e': [(128, 128, {'mesh_shape': [2, 2]}), (64, 128, {'read': 'post'})],
+    'v6e': [
+        (128, 256, {'save_states': 'recompute'}),
+        (128, 64, {'packed': True, 'read': 'chunk'}),
+        (256, 64, {'tile': 16, 'dtype': 'float32'}),
+    ],
+    'v5p': [(64, 64, {'dtype': 'float32', 'tile': 48})],
+    'v4': [(64, 128, {'packed': True, 'tile': 64})],
+    'TPU7x': [(128, 128, {'packed': True})],
+}
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec('libtpu') is None,
+    reason='needs the TPU compiler: pip install libtpu (Linux on x86-64); this'
+    f' is {platform.system()} on {platform.machine()}',
+)
+
+
+@pytest.mark.parametrize('chip', sorted(MORE))
+def test_kernels_compile(chip):
+  """If this fails, the TPU compiler refuses a kernel, or devices talk."""
+  programs = [(chip, *p) for p in EVERYWHERE + MORE[chip]]
+  environment = dict(
+      os.environ, JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1',
+      TPU_WORKER_HOSTNAMES='localhost', TPU_WORKER_ID='0',
+      # Several tests at a time, none of them with a TPU to fight for.
+      ALLOW_MULTIPLE_LIBTPU_LOAD='1', PYTHONPATH=str(ROOT),
+  )
+  done = subprocess.run(
+      [sys.executable, str(ROOT / 'tests/kernels/tpu_programs.py')],
+      input='\n'.join(json.dumps(p) for p in programs), text=True,
+      capture_output=True, env=environment, check=False,
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  results = [json.loads(line) for line in done.stdout.splitlines()]
+  assert len(results) == len(programs)
+  for program, result in zip(programs, results):
+    assert result['error'] is None, (program, result['error'])
+    # One kernel forward, one backward, and no word between devices.
+    assert result['kernels'] == 2, program
+    assert result['collectives'] == [], program

@@ -1,0 +1,133 @@
+"""The whole layer as one TPU kernel, interpreted, against the layer in XLA.
+
+XLA's layer is held to a token-serial oracle in test_titans.py.
+"""
+
+import functools
+
+import jax
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call as emulator
+from jax.experimental.pallas import tpu as pltpu
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hope_jax.nested import titans
+
+B, T, H, K, F = 2, 40, 2, 64, 64
+EMULATED = pltpu.InterpretParams(detect_races=True)
+DEFAULT = dict(
+    chunk=16, projection_chunk=16, objective='delta', target='bounded',
+    read='causal', eta_max=1.0, projection_eta=0.1, retention=True,
+    layers='all', momentum=True, adaptive=('k', 'v', 'eta', 'alpha'),
+    aligned=False, precision='float32',
+)
+STARTS = np.zeros((B, T), bool)
+STARTS[0, [0, 5, 22]] = STARTS[1, 17] = True
+# Relative errors of outputs and states, and of gradients: those of the
+# recurrence. With bfloat16 both sides round, and the layer reads its own
+# rounding: the bound is on what either may be off by.
+BOUNDS = {'float32': (5e-6, 2e-5), 'bf16': (1.5e-2, 3e-2)}
+
+
+def _arguments(kind):
+  rng = np.random.default_rng(0)
+  make = lambda *s: jnp.asarray(rng.normal(size=s), jnp.float32)
+
+  def memory(width):
+    if kind == 'matrix':
+      return {'w': 0.1 * make(H, K, width)}
+    return {'w_in': make(H, K, F), 'w_out': 0.1 * make(H, F, width)}
+
+  widths = dict(memory=K, k=K, v=K, q=K, eta=1, alpha=1)
+  params = {
+      'memories': {n: memory(w) for n, w in widths.items()},
+      'w_q': make(H, K, K) / K**0.5,
+      'bias_eta': make(H),
+      'bias_alpha': make(H) + 2,
+      'w_mu': make(H, K),
+      'bias_mu': make(H),
+  }
+  return params, titans.Streams(*make(3, B, T, H, K))
+
+
+def _run(kind, implementation, starts, interpret, changes):
+  options = titans.Options(
+      **{**DEFAULT, **changes}, implementation=implementation
+  )
+  layer = functools.partial(
+      titans.layer, options=options, starts=starts, interpret=interpret
+  )
+
+  @jax.jit
+  def run(params, x):
+    def f(params, x):
+      o, state, diagnostics = layer(params, x)
+      return (o, state.memories, state.momentum), diagnostics
+
+    out, pull, diagnostics = jax.vjp(f, params, x, has_aux=True)
+    return out, pull(jax.tree.map(jnp.cos, out)), diagnostics
+
+  return run(*_arguments(kind))
+
+
+def _compare(kind, starts=None, interpret=True, **changes):
+  kernel = _run(kind, 'pallas_tpu', starts, interpret, changes)
+  xla = _run(kind, 'xla', starts, False, changes)
+  value, gradient = BOUNDS[changes.get('precision', 'float32')]
+  for what, actual, expected, bound in zip(
+      ('value', 'gradient', 'diagnostics'), kernel, xla,
+      (value, gradient, value),
+  ):
+    leaves = jax.tree.leaves(expected)
+    whole = np.sqrt(sum(np.sum(np.square(x)) for x in leaves))
+
+    def close(path, a, e):
+      # A gradient that is tiny beside the others is held to their size.
+      scale = max(np.linalg.norm(e), 1e-3 * whole)  # noqa: B023
+      error = np.linalg.norm(a - e) / scale
+      assert error <= bound, (what, path, error)  # noqa: B023
+
+    jax.tree_util.tree_map_with_path(close, actual, expected)
+
+
+@pytest.mark.parametrize('kind', ['matrix', 'mlp'])
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(),
+        dict(chunk=32),
+        dict(projection_chunk=32, objective='l2', target='raw', momentum=False,
+             eta_max=0.05, read='boundary'),
+        dict(precision='bf16'),
+    ],
+    ids=str,
+)
+def test_the_kernel_is_the_layer(kind, changes):
+  """If this fails, a TPU trains another model than a CPU."""
+  _compare(kind, **changes)
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [dict(), dict(chunk=32, adaptive=('q', 'v', 'alpha'), layers='none')],
+    ids=str,
+)
+def test_documents_restart_in_the_kernel(changes):
+  """If this fails, memory leaks from one document into the next on a TPU."""
+  _compare('matrix', starts=jnp.asarray(STARTS), **changes)
+
+
+@pytest.mark.parametrize('kind', ['matrix', 'mlp'])
+def test_emulated_memory_holds_no_race_and_nothing_unset(kind):
+  """If this fails, a real TPU would read what no step has written."""
+  _compare(kind, interpret=EMULATED)
+  assert not emulator.races.races_found
+
+
+def test_the_kernel_is_chosen_or_refused():
+  """If this fails, an explicit choice is silently replaced."""
+  with pytest.raises(ValueError, match="'pallas_tpu' needs a TPU"):
+    _run('matrix', 'pallas_tpu', None, False, {})
+  with pytest.raises(ValueError, match='got tile=8'):
+    _run('matrix', 'pallas_tpu', None, True, dict(chunk=8))
