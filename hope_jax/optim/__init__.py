@@ -1,5 +1,6 @@
 """Optimizers: optax transformations, and the levels they act on."""
 
+from hope_jax.optim.deep_momentum import deep_momentum, scale_by_deep_momentum
 from hope_jax.optim.dgd import delta_dot, delta_dot_general, dgd
 from hope_jax.optim.frequency import at_frequency, nested, update_counts
 from hope_jax.optim.leaves import matrix_labels
@@ -23,6 +24,7 @@ from hope_jax.optim.newton_schulz import orthogonalize
 
 __all__ = [
     'at_frequency',
+    'deep_momentum',
     'delta_dot',
     'delta_dot_general',
     'delta_momentum',
@@ -35,6 +37,7 @@ __all__ = [
     'nonlinear_momentum',
     'orthogonalize',
     'preconditioned_momentum',
+    'scale_by_deep_momentum',
     'scale_by_delta_momentum',
     'scale_by_feature_momentum',
     'scale_by_m3',

@@ -10,7 +10,7 @@ it round; the paper writes the minus into m. Matrices are [in, out], the
 transpose of the paper's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -19,6 +19,32 @@ import optax
 
 from hope_jax.optim import leaves, newton_schulz
 from hope_jax.types import Array, PyTree
+
+
+def one_of(name: str, value: str, options) -> None:
+  """Raises ValueError, with the options, unless `value` is one of them."""
+  if value not in options:
+    raise ValueError(
+        f'{name} must be one of {", ".join(options)}; got {value!r}'
+    )
+
+
+def _length(g: Array, axes: Sequence[int]) -> Array:
+  return jnp.sqrt(jnp.sum(g * g, axis=axes, keepdims=True))
+
+
+def _unit(g: Array, axes: Sequence[int]) -> Array:
+  size = _length(g, axes)
+  return jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)
+
+
+# What a gradient is multiplied by before a memory takes it as a key; the length
+# is that over `axes`.
+SCALES = {
+    'soft': lambda g, axes: 1 / (1 + _length(g, axes)),
+    'unit': _unit,
+    'none': lambda g, axes: jnp.ones_like(g, shape=()),
+}
 
 
 class MomentumState(NamedTuple):
@@ -66,15 +92,15 @@ def scale_by_delta_momentum(
   Not specified by the paper, which has no step size on the decay: `delta`, and
   the length of g^. It is stable where 0 <= delta |g^|^2 <= decay, whatever the
   gradient; hence g^ = g / (1 + |g|), which forgets more at steeper places and
-  never has length 1. 'vector' reads a leaf as one long row, so that g^T g is of
-  rank one; it costs two sums. 'matrix' takes the Gram matrix of the gradient
-  over a layer's inputs, as printed for matrices; two matrix products.
+  never has length 1. 'vector' reads a vector or matrix as one long row, so that
+  g^T g is of rank one; it costs two sums. 'matrix' takes the Gram matrix of the
+  gradient over a layer's inputs, as printed for matrices; two matrix products.
+  Both take each matrix of a stack [..., in, out] by itself.
 
   Args:
     decay: what momentum keeps of itself.
     delta: step size of the delta rule; 0 is plain momentum (`optax.trace`).
-    gram: see above; 'matrix' needs leaves with at least two axes and takes each
-      matrix of a stack [..., in, out] by itself.
+    gram: see above; 'matrix' needs leaves with at least two axes.
     normalize: 'soft' as above; 'unit', g / |g|; 'none', g itself.
 
   Returns:
@@ -83,8 +109,8 @@ def scale_by_delta_momentum(
   Raises:
     ValueError: an unknown option, or at init a leaf that is no matrix.
   """
-  _one_of('gram', gram, ('vector', 'matrix'))
-  _one_of('normalize', normalize, ('soft', 'unit', 'none'))
+  one_of('gram', gram, ('vector', 'matrix'))
+  one_of('normalize', normalize, SCALES)
 
   def init(params):
     if gram == 'matrix':
@@ -92,16 +118,10 @@ def scale_by_delta_momentum(
     return _start(params)
 
   def step(g, m):
-    axes = (-2, -1) if gram == 'matrix' else None
-    size = jnp.sqrt(jnp.sum(g * g, axis=axes, keepdims=True))
-    if normalize == 'soft':
-      scale = 1 / (1 + size)
-    elif normalize == 'unit':
-      scale = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)
-    else:
-      scale = jnp.ones_like(size)
+    axes = tuple(range(-min(g.ndim, 2), 0))
+    scale = SCALES[normalize](g, axes)
     if gram == 'vector':
-      erased = jnp.sum(g * m) * g
+      erased = jnp.sum(g * m, axis=axes, keepdims=True) * g
     else:
       erased = newton_schulz.on_whole_matrices(_project, g, m)
     return decay * m + g - delta * scale * scale * erased
@@ -222,7 +242,7 @@ def scale_by_feature_momentum(
     ValueError: an unknown name.
   """
   if isinstance(feature, str):
-    _one_of('feature', feature, FEATURES)
+    one_of('feature', feature, FEATURES)
     feature = FEATURES[feature]
 
   return _momentum(lambda g, m: decay * m + feature(g))
@@ -272,7 +292,7 @@ def scale_by_nonlinear_momentum(
             m, steps=ns_steps
         ),
     }
-    _one_of('output', output, outputs)
+    one_of('output', output, outputs)
     output = outputs[output]
 
   def init(params):
@@ -295,10 +315,3 @@ def nonlinear_momentum(
       scale_by_nonlinear_momentum(decay, output=output, ns_steps=ns_steps),
       optax.scale_by_learning_rate(learning_rate),
   )
-
-
-def _one_of(name: str, value: str, options) -> None:
-  if value not in options:
-    raise ValueError(
-        f'{name} must be one of {", ".join(options)}; got {value!r}'
-    )

@@ -20,6 +20,7 @@ from hope_jax import optim
 
 # Name -> learning rate that converges on the targets below.
 RATES = {
+    'deep_momentum': 1e-3,
     'delta_momentum': 1e-3,
     'preconditioned_momentum': 1e-3,
     'feature_momentum': 1e-3,
@@ -122,9 +123,9 @@ def test_a_schedule_is_a_learning_rate(name):
   )
   grads = (VECTOR, MATRIX)
   for tx in (number, schedule):
-    state = tx.init(grads)
+    state, step = tx.init(grads), jax.jit(tx.update)
     for _ in range(3):
-      updates, state = tx.update(grads, state, grads)
+      updates, state = step(grads, state, grads)
     if tx is number:
       expected = updates
   for a, b in zip(updates, expected):

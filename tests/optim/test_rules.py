@@ -50,9 +50,20 @@ def test_delta_momentum(gram, normalize, shape):
   assert_rule(tx, grads, expected)
 
 
-def test_delta_momentum_of_a_stack_is_that_of_its_matrices():
+@pytest.mark.parametrize(
+    'tx',
+    [
+        optim.scale_by_delta_momentum(gram='vector'),
+        optim.scale_by_delta_momentum(gram='matrix'),
+        optim.scale_by_deep_momentum(hidden=(5, 3)),
+        optim.scale_by_deep_momentum(objective='l2'),
+        optim.scale_by_m3(period=3),
+        optim.scale_by_nonlinear_momentum(output='newton_schulz'),
+    ],
+)
+def test_a_stack_moves_as_its_matrices_do(tx):
+  """If it fails, layers that are stored as one array learn from each other."""
   grads = grads_of((2, 4, 3))
-  tx = optim.scale_by_delta_momentum(gram='matrix')
   parts = [run(tx, [g[i] for g in grads]) for i in range(2)]
   for t, got in enumerate(run(tx, grads)):
     for i in range(2):
@@ -72,6 +83,78 @@ def test_delta_momentum_never_grows_beyond_its_gradients():
   huge = [1e6 * g for g in grads_of((5,))]
   for got in run(optim.scale_by_delta_momentum(0.9, delta=0.9), huge):
     assert np.linalg.norm(got) <= 10 * max(np.linalg.norm(g) for g in huge)
+
+
+def start_of(tx, shape):
+  """The hidden layers that deep momentum draws, in float64."""
+  with jax.enable_x64(True):
+    return jax.tree.map(np.asarray, list(tx.init(jnp.zeros(shape)).start))
+
+
+@pytest.mark.parametrize('objective', ['dot', 'l2'])
+@pytest.mark.parametrize('normalize', ['unit', 'soft', 'none'])
+@pytest.mark.parametrize(
+    'hidden, shape',
+    [((5,), (4, 3)), ((5,), (3, 16)), ((4, 2), (4, 3)), ((), (4, 3)),
+     ((5,), (7,))],
+)
+def test_deep_momentum(hidden, shape, normalize, objective):
+  grads = [0.3 * g for g in grads_of(shape)]
+  tx = optim.scale_by_deep_momentum(
+      0.8, rate=0.3, hidden=hidden, objective=objective, normalize=normalize
+  )
+  matrices = [g.reshape(len(g), -1) for g in grads]
+  expected = oracle.deep_momentum(
+      matrices, start_of(tx, shape), 0.8, 0.3, objective, normalize
+  )
+  assert_rule(tx, grads, [d.reshape(shape) for d in expected])
+
+
+def test_deep_momentum_without_hidden_layers_is_momentum_or_delta_momentum():
+  """Eq. 50 with a linear memory is momentum; with the L2 loss, Eq. 49."""
+  grads = grads_of((4, 3))
+  options = {'hidden': (), 'normalize': 'none'}
+  tx = optim.scale_by_deep_momentum(0.9, rate=1.0, **options)
+  assert_rule(tx, grads, run(optax.trace(0.9), grads))
+  tx = optim.scale_by_deep_momentum(0.9, rate=0.1, objective='l2', **options)
+  delta = optim.scale_by_delta_momentum(
+      0.9, delta=0.1, gram='matrix', normalize='none'
+  )
+  assert_rule(tx, grads, [0.1 * d for d in run(delta, grads)])
+
+
+def test_deep_momentum_never_outgrows_its_bounds():
+  """If it fails, an MLP of products of weights may feed on itself."""
+  tx = optim.scale_by_deep_momentum(0.9, rate=0.05, hidden=(4,))
+  params = jnp.zeros((6, 5))
+  state = start = tx.init(params)
+  step = jax.jit(tx.update)
+  size = jnp.linalg.norm(start.layers[0])
+  for i in range(200):
+    _, state = step(jnp.full((6, 5), 1e6 * (-1) ** (i // 50)), state, params)
+    hidden, last = state.layers
+    assert jnp.linalg.norm(last) <= 2 / 3 * size
+    assert jnp.linalg.norm(hidden - start.layers[0]) <= size / 3
+
+
+def test_deep_momentum_answers_each_gradient_with_its_own():
+  """If it fails, the MLP is a second linear momentum, and learns nothing.
+
+  Two gradients take turns. Asked with one, the memory answers with more of it
+  than momentum has, which is the same whoever asks.
+  """
+  a, b = np.zeros((2, 8, 8), np.float32)
+  a[0, 0] = b[1, 0] = 1
+  tx = optim.scale_by_deep_momentum(hidden=(64,))
+  params = jnp.zeros((8, 8))
+  state, step = tx.init(params), jax.jit(tx.update)
+  for _ in range(40):
+    for g in (a, b):
+      read, state = step(jnp.asarray(g), state, params)
+  extra = read - state.linear
+  own, other = float(jnp.sum(extra * b)), float(jnp.sum(extra * a))
+  shared = float(jnp.sum(state.linear * b) / jnp.sum(state.linear * a))
+  assert own / other > 1.3 * shared, (own, other, shared)
 
 
 def test_preconditioned_momentum():
@@ -225,11 +308,11 @@ def test_zero_and_nan_stay_where_they_are():
   for tx in (
       optim.m3(0.1), optim.delta_momentum(0.1), optim.multi_scale_momentum(0.1),
       optim.preconditioned_momentum(0.1), optim.feature_momentum(0.1),
-      optim.nonlinear_momentum(0.1), optim.dgd(0.1),
+      optim.nonlinear_momentum(0.1), optim.dgd(0.1), optim.deep_momentum(0.1),
   ):
-    state = tx.init(params)
+    state, step = tx.init(params), jax.jit(tx.update)
     for _ in range(2):
-      updates, state = tx.update(grads, state, params)
+      updates, state = step(grads, state, params)
     assert np.isfinite(updates['good']).all()
     assert np.isfinite(updates['bias']).all()
     assert not np.asarray(updates['zero']).any()
@@ -246,6 +329,9 @@ def test_bad_options_say_what_would_do():
   for make, words in (
       (lambda: optim.scale_by_delta_momentum(gram='row'), 'vector, matrix'),
       (lambda: optim.scale_by_delta_momentum(normalize='l2'), 'soft, unit'),
+      (lambda: optim.scale_by_deep_momentum(objective='mse'), 'dot, l2'),
+      (lambda: optim.scale_by_deep_momentum(normalize='l2'), 'soft, unit'),
+      (lambda: optim.scale_by_deep_momentum(hidden=(0,)), r'\(0,\)'),
       (lambda: optim.scale_by_feature_momentum(feature='x'), 'signed_sqrt'),
       (lambda: optim.scale_by_nonlinear_momentum(output='x'), 'newton_schulz'),
       (lambda: optim.scale_by_m3(accumulate='mean'), "'ema' or 'sum'"),
