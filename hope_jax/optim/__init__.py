@@ -20,6 +20,7 @@ from hope_jax.optim.momentum import (
   scale_by_nonlinear_momentum,
   scale_by_preconditioned_momentum,
 )
+from hope_jax.optim.muon import muon, scale_by_muon
 from hope_jax.optim.newton_schulz import orthogonalize
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     'm3',
     'matrix_labels',
     'multi_scale_momentum',
+    'muon',
     'nested',
     'nonlinear_momentum',
     'orthogonalize',
@@ -42,6 +44,7 @@ __all__ = [
     'scale_by_feature_momentum',
     'scale_by_m3',
     'scale_by_multi_scale_momentum',
+    'scale_by_muon',
     'scale_by_nonlinear_momentum',
     'scale_by_preconditioned_momentum',
     'update_counts',

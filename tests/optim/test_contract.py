@@ -27,6 +27,7 @@ RATES = {
     'nonlinear_momentum': 1e-3,
     'multi_scale_momentum': 1e-3,
     'm3': 1e-2,
+    'muon': 1e-2,
     'dgd': 1e-2,
 }
 every = pytest.mark.parametrize('name', RATES)
@@ -144,7 +145,7 @@ def test_updates_have_the_parameters_dtype_and_states_keep_theirs(name, dtype):
                params)
   shapes = functools.partial(jax.tree.map, lambda s: (s.shape, s.dtype))
   assert shapes(state) == shapes(after)
-  if name in ('delta_momentum', 'feature_momentum', 'm3'):
+  if name in ('deep_momentum', 'delta_momentum', 'feature_momentum', 'm3'):
     narrow = [s for s in jax.tree.leaves(state) if s.dtype == dtype]
     assert dtype == 'float32' or not [s for s in narrow if s.ndim > 1]
 

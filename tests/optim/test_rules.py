@@ -209,6 +209,37 @@ def test_newton_schulz_momentum_is_muon():
   assert_rule(tx, grads, muon, tol=1e-5)
 
 
+@pytest.mark.parametrize('nesterov', [True, False])
+@pytest.mark.parametrize('shape', [(4, 3), (2, 3, 5)])
+def test_muon(shape, nesterov):
+  grads = grads_of(shape)
+  assert_rule(
+      optim.scale_by_muon(nesterov=nesterov), grads,
+      oracle.muon(grads, nesterov=nesterov), tol=1e-6,
+  )
+
+
+@pytest.mark.parametrize('consistent_rms', [None, 0.2])
+def test_muon_is_optax_s_where_that_reaches(consistent_rms):
+  """If it fails, the name promises what it does not keep."""
+  grads = {'stack': grads_of((2, 3, 5)), 'bias': grads_of((3,))}
+  ours = optim.muon(0.1, consistent_rms=consistent_rms)
+  theirs = optax.contrib.muon(
+      0.1, consistent_rms=consistent_rms,
+      muon_weight_dimension_numbers={
+          'stack': optax.contrib.MuonDimensionNumbers(-2, -1), 'bias': None
+      },
+  )
+  params = {name: jnp.zeros(g[0].shape) for name, g in grads.items()}
+  states = [ours.init(params), theirs.init(params)]
+  for t in range(STEPS):
+    now = {name: jnp.asarray(g[t], jnp.float32) for name, g in grads.items()}
+    a, states[0] = ours.update(now, states[0], params)
+    b, states[1] = theirs.update(now, states[1], params)
+    for name in params:
+      np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-6)
+
+
 def test_functions_may_take_the_place_of_names():
   grads = grads_of((4, 3))
   assert_rule(
@@ -309,6 +340,7 @@ def test_zero_and_nan_stay_where_they_are():
       optim.m3(0.1), optim.delta_momentum(0.1), optim.multi_scale_momentum(0.1),
       optim.preconditioned_momentum(0.1), optim.feature_momentum(0.1),
       optim.nonlinear_momentum(0.1), optim.dgd(0.1), optim.deep_momentum(0.1),
+      optim.muon(0.1),
   ):
     state, step = tx.init(params), jax.jit(tx.update)
     for _ in range(2):
@@ -356,6 +388,7 @@ def test_bad_options_say_what_would_do():
     'tx',
     [
         optim.scale_by_m3(),
+        optim.scale_by_muon(),
         optim.scale_by_nonlinear_momentum(output='newton_schulz'),
         optim.scale_by_delta_momentum(gram='matrix'),
     ],

@@ -134,6 +134,18 @@ def multi_scale_momentum(grads, periods, decays, weights, accumulate):
   return out
 
 
+def muon(grads, beta=0.95, steps=5, eps=1e-8, nesterov=True):
+  m, out = 0.0, []
+  height, width = grads[0].shape[-2:]
+  for t, g in enumerate(grads, 1):
+    m = beta * m + (1 - beta) * g
+    ahead = m / (1 - beta**t)
+    if nesterov:
+      ahead = beta * m / (1 - beta ** (t + 1)) + (1 - beta) * g / (1 - beta**t)
+    out.append(max(1, width / height) ** 0.5 * newton_schulz(ahead, steps, eps))
+  return out
+
+
 def m3(
     grads, b1=0.9, b2=0.999, b3=0.9, slow_weight=0.5, period=10, steps=5,
     eps=1e-8, accumulate='ema', rms=0.2,
