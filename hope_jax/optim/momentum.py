@@ -119,12 +119,12 @@ def scale_by_delta_momentum(
 
   def step(g, m):
     axes = tuple(range(-min(g.ndim, 2), 0))
-    scale = SCALES[normalize](g, axes)
+    share = delta * SCALES[normalize](g, axes) ** 2
     if gram == 'vector':
-      erased = jnp.sum(g * m, axis=axes, keepdims=True) * g
-    else:
-      erased = newton_schulz.on_whole_matrices(_project, g, m)
-    return decay * m + g - delta * scale * scale * erased
+      share = share * jnp.sum(g * m, axis=axes, keepdims=True)
+      return decay * m + (1 - share) * g
+    erased = newton_schulz.on_whole_matrices(_project, g, m)
+    return decay * m + g - share * erased
 
   return _momentum(step, init=init)
 
