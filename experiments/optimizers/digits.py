@@ -15,7 +15,7 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict({
       'task': 'images',
       'steps': 4 if tiny else 300,
-      'trials': 2 if tiny else 6,
+      'trials': 2 if tiny else 5,
       'seeds': (1,) if tiny else (1, 2, 3),
       'vit': {
           'patch': 4 if tiny else 2,
@@ -24,5 +24,5 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
           'heads': 2 if tiny else 4,
           'hidden': 16 if tiny else 192,
       },
-      'images': {'source': 'digits', 'batch_size': 120},
+      'images': {'source': 'digits', 'batch_size': 60},
   })
