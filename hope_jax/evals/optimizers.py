@@ -29,6 +29,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -356,10 +357,13 @@ def study(config: StudyConfig, folder: pathlib.Path) -> dict[str, Any]:
           config.trials,
       )
       best = min(tried, key=tried.get)
+      runs = [run(best, seed) for seed in config.seeds]
+      for later in runs[1:]:
+        later.pop('trace', None)  # one path is drawn
       results[name] = {
           'learning_rate': best,
           'trials': {f'{r:g}': _finite(loss) for r, loss in tried.items()},
-          'runs': [run(best, seed) for seed in config.seeds],
+          'runs': runs,
       }
   params = jax.eval_shape(lambda: problem.init(0))
   return {
@@ -389,7 +393,12 @@ def _claim(folder: pathlib.Path, config: StudyConfig) -> None:
 def _write(path: pathlib.Path, value: Any) -> None:
   """Writes JSON whole or not at all: an interrupted run leaves no half file."""
   new = path.with_suffix('.tmp')
-  new.write_text(json.dumps(value, indent=1) + '\n')
+  text = json.dumps(value, indent=1)
+  # Lists of numbers on one line each.
+  text = re.sub(
+      r'\[([^][{}]*)\]', lambda m: f'[{" ".join(m[1].split())}]', text
+  )
+  new.write_text(text + '\n')
   os.replace(new, path)
 
 

@@ -49,8 +49,8 @@ class DeepMomentumState(NamedTuple):
 
 
 def scale_by_deep_momentum(
-    decay: float = 0.9,
     *,
+    decay: float = 0.9,
     rate: float = 0.05,
     hidden: Sequence[int] = (16,),
     objective: Literal['dot', 'l2'] = 'dot',
@@ -86,6 +86,10 @@ def scale_by_deep_momentum(
 
   Raises:
     ValueError: an unknown option, or a width that is not positive.
+
+  References:
+    Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025,
+    §4.4, Eq. 50, and Eq. 89 for the MLP.
   """
   momentum.one_of('objective', objective, ('dot', 'l2'))
   momentum.one_of('normalize', normalize, momentum.SCALES)
@@ -196,8 +200,8 @@ def _minus_error(memory: Sequence[Array], keys: Array) -> Array:
 
 def deep_momentum(
     learning_rate: optax.ScalarOrSchedule,
-    decay: float = 0.9,
     *,
+    decay: float = 0.9,
     rate: float = 0.05,
     hidden: Sequence[int] = (16,),
     objective: Literal['dot', 'l2'] = 'dot',
@@ -211,15 +215,16 @@ def deep_momentum(
     >>> tx = optim.deep_momentum(0.1)
     >>> w = jnp.array([1.0, -2.0])
     >>> state = tx.init(w)
+    >>> update = jax.jit(tx.update)
     >>> for _ in range(50):
-    ...   updates, state = tx.update(jax.grad(lambda w: w @ w)(w), state)
+    ...   updates, state = update(jax.grad(lambda w: w @ w)(w), state)
     ...   w = optax.apply_updates(w, updates)
     >>> bool(w @ w < 1e-1)
     True
   """
   return optax.chain(
       scale_by_deep_momentum(
-          decay, rate=rate, hidden=hidden, objective=objective,
+          decay=decay, rate=rate, hidden=hidden, objective=objective,
           normalize=normalize,
       ),
       optax.scale_by_learning_rate(learning_rate),

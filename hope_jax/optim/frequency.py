@@ -60,6 +60,21 @@ def at_frequency(
 
   Raises:
     ValueError: the period is not a positive integer, or `accumulate` unknown.
+
+  Example:
+    >>> import jax.numpy as jnp, optax
+    >>> from hope_jax import optim
+    >>> tx = optim.at_frequency(optax.sgd(1.0), 2)
+    >>> w = jnp.zeros(2)
+    >>> state = tx.init(w)
+    >>> first, state = tx.update(jnp.array([1.0, 3.0]), state)
+    >>> second, state = tx.update(jnp.array([3.0, 5.0]), state)
+    >>> print(first, second)
+    [-0. -0.] [-2. -4.]
+
+  References:
+    Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025,
+    §7.1, Eq. 71, and Def. 2.
   """
   _check_period(period, 'period')
   if accumulate not in ('mean', 'sum'):
@@ -127,6 +142,19 @@ def nested(
   Raises:
     ValueError: a period is not a positive integer, or not a multiple of the
       period of the next faster level.
+
+  Example:
+    >>> import jax.numpy as jnp, optax
+    >>> from hope_jax import optim
+    >>> params = {'fast': jnp.ones(2), 'slow': jnp.ones(2)}
+    >>> tx = optim.nested(
+    ...     {'fast': (optax.adam(0.1), 1), 'slow': (optax.adam(0.1), 4)},
+    ...     {'fast': 'fast', 'slow': 'slow'},
+    ... )
+    >>> state = tx.init(params)
+    >>> updates, state = tx.update(params, state, params)
+    >>> print({name: int(n) for name, n in optim.update_counts(state).items()})
+    {'fast': 1, 'slow': 0}
   """
   for label, (_, period) in levels.items():
     _check_period(period, f'period of level {label!r}')

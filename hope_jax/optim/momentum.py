@@ -74,8 +74,8 @@ def _momentum(step, output=lambda m: m, init=_start):
 
 
 def scale_by_delta_momentum(
-    decay: float = 0.9,
     *,
+    decay: float = 0.9,
     delta: float = 0.5,
     gram: Literal['vector', 'matrix'] = 'vector',
     normalize: Literal['soft', 'unit', 'none'] = 'soft',
@@ -108,6 +108,10 @@ def scale_by_delta_momentum(
 
   Raises:
     ValueError: an unknown option, or at init a leaf that is no matrix.
+
+  References:
+    Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025,
+    §4.4, Eq. 48-49; its camera-ready multiplies m from the other side.
   """
   one_of('gram', gram, ('vector', 'matrix'))
   one_of('normalize', normalize, SCALES)
@@ -137,8 +141,8 @@ def _project(g: Array, m: Array) -> Array:
 
 def delta_momentum(
     learning_rate: optax.ScalarOrSchedule,
-    decay: float = 0.9,
     *,
+    decay: float = 0.9,
     delta: float = 0.5,
     gram: Literal['vector', 'matrix'] = 'vector',
     normalize: Literal['soft', 'unit', 'none'] = 'soft',
@@ -151,23 +155,24 @@ def delta_momentum(
     >>> tx = optim.delta_momentum(0.1)
     >>> w = jnp.array([1.0, -2.0])
     >>> state = tx.init(w)
+    >>> update = jax.jit(tx.update)
     >>> for _ in range(50):
-    ...   updates, state = tx.update(jax.grad(lambda w: w @ w)(w), state)
+    ...   updates, state = update(jax.grad(lambda w: w @ w)(w), state)
     ...   w = optax.apply_updates(w, updates)
     >>> bool(w @ w < 1e-2)
     True
   """
   return optax.chain(
       scale_by_delta_momentum(
-          decay, delta=delta, gram=gram, normalize=normalize
+          decay=decay, delta=delta, gram=gram, normalize=normalize
       ),
       optax.scale_by_learning_rate(learning_rate),
   )
 
 
 def scale_by_preconditioned_momentum(
-    decay: float = 0.9,
     *,
+    decay: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
     preconditioner: optax.GradientTransformation | None = None,
@@ -186,6 +191,10 @@ def scale_by_preconditioned_momentum(
 
   Returns:
     The preconditioner, then `optax.trace(decay)`.
+
+  References:
+    Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025,
+    §4.4, Eq. 46-47.
   """
   if preconditioner is None:
     preconditioner = optax.scale_by_adam(b1=0.0, b2=b2, eps=eps)
@@ -194,16 +203,30 @@ def scale_by_preconditioned_momentum(
 
 def preconditioned_momentum(
     learning_rate: optax.ScalarOrSchedule,
-    decay: float = 0.9,
     *,
+    decay: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
     preconditioner: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformation:
-  """Descent along `scale_by_preconditioned_momentum`."""
+  """Descent along `scale_by_preconditioned_momentum`.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from hope_jax import optim
+    >>> tx = optim.preconditioned_momentum(0.01)
+    >>> w = jnp.array([1.0, -2.0])
+    >>> state = tx.init(w)
+    >>> update = jax.jit(tx.update)
+    >>> for _ in range(200):
+    ...   updates, state = update(jax.grad(lambda w: w @ w)(w), state)
+    ...   w = optax.apply_updates(w, updates)
+    >>> bool(w @ w < 0.1)
+    True
+  """
   return optax.chain(
       scale_by_preconditioned_momentum(
-          decay, b2=b2, eps=eps, preconditioner=preconditioner
+          decay=decay, b2=b2, eps=eps, preconditioner=preconditioner
       ),
       optax.scale_by_learning_rate(learning_rate),
   )
@@ -223,8 +246,8 @@ FEATURES = {
 
 
 def scale_by_feature_momentum(
-    decay: float = 0.9,
     *,
+    decay: float = 0.9,
     feature: str | Callable[[Array], Array] = 'signed_sqrt',
 ) -> optax.GradientTransformation:
   """Momentum of features of the gradient, m <- decay m + phi(g) (NL Eq. 51).
@@ -240,6 +263,10 @@ def scale_by_feature_momentum(
 
   Raises:
     ValueError: an unknown name.
+
+  References:
+    Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025,
+    §4.4, Eq. 51.
   """
   if isinstance(feature, str):
     one_of('feature', feature, FEATURES)
@@ -250,20 +277,34 @@ def scale_by_feature_momentum(
 
 def feature_momentum(
     learning_rate: optax.ScalarOrSchedule,
-    decay: float = 0.9,
     *,
+    decay: float = 0.9,
     feature: str | Callable[[Array], Array] = 'signed_sqrt',
 ) -> optax.GradientTransformation:
-  """Descent along `scale_by_feature_momentum`."""
+  """Descent along `scale_by_feature_momentum`.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from hope_jax import optim
+    >>> tx = optim.feature_momentum(0.01)
+    >>> w = jnp.array([1.0, -2.0])
+    >>> state = tx.init(w)
+    >>> update = jax.jit(tx.update)
+    >>> for _ in range(200):
+    ...   updates, state = update(jax.grad(lambda w: w @ w)(w), state)
+    ...   w = optax.apply_updates(w, updates)
+    >>> bool(w @ w < 0.1)
+    True
+  """
   return optax.chain(
-      scale_by_feature_momentum(decay, feature=feature),
+      scale_by_feature_momentum(decay=decay, feature=feature),
       optax.scale_by_learning_rate(learning_rate),
   )
 
 
 def scale_by_nonlinear_momentum(
-    decay: float = 0.9,
     *,
+    decay: float = 0.9,
     output: str | Callable[[Array], Array] = 'tanh',
     ns_steps: int = 5,
 ) -> optax.GradientTransformation:
@@ -281,6 +322,10 @@ def scale_by_nonlinear_momentum(
   Raises:
     ValueError: an unknown name, or at init a leaf that is no matrix under
       'newton_schulz'.
+
+  References:
+    Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025,
+    §4.4, Eq. 52.
   """
   orthogonal = output == 'newton_schulz'
   if isinstance(output, str):
@@ -305,13 +350,29 @@ def scale_by_nonlinear_momentum(
 
 def nonlinear_momentum(
     learning_rate: optax.ScalarOrSchedule,
-    decay: float = 0.9,
     *,
+    decay: float = 0.9,
     output: str | Callable[[Array], Array] = 'tanh',
     ns_steps: int = 5,
 ) -> optax.GradientTransformation:
-  """Descent along `scale_by_nonlinear_momentum`."""
+  """Descent along `scale_by_nonlinear_momentum`.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from hope_jax import optim
+    >>> tx = optim.nonlinear_momentum(0.05)
+    >>> w = jnp.array([1.0, -2.0])
+    >>> state = tx.init(w)
+    >>> update = jax.jit(tx.update)
+    >>> for _ in range(200):
+    ...   updates, state = update(jax.grad(lambda w: w @ w)(w), state)
+    ...   w = optax.apply_updates(w, updates)
+    >>> bool(w @ w < 0.1)
+    True
+  """
   return optax.chain(
-      scale_by_nonlinear_momentum(decay, output=output, ns_steps=ns_steps),
+      scale_by_nonlinear_momentum(
+          decay=decay, output=output, ns_steps=ns_steps
+      ),
       optax.scale_by_learning_rate(learning_rate),
   )

@@ -56,6 +56,16 @@ def scale_by_muon(
 
   Raises:
     ValueError: at init, a leaf that is no matrix.
+
+  References:
+    Jordan, `modded-nanogpt <https://github.com/KellerJordan/modded-nanogpt>`_,
+    2024.
+
+    Liu et al., `Muon is Scalable for LLM Training
+    <https://arxiv.org/abs/2502.16982>`_, 2025: consistent_rms.
+
+    Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025,
+    §4.2, Eq. 42-44, and §4.4, Eq. 52.
   """
 
   def init(params):
@@ -129,22 +139,16 @@ def muon(
   Example:
     >>> import jax, jax.numpy as jnp, optax
     >>> from hope_jax import optim
-    >>> tx = optim.muon(0.05)
+    >>> tx = optim.muon(0.02)
     >>> params = {'stack': jnp.ones((2, 4, 3)), 'bias': jnp.ones(3)}
     >>> loss = lambda p: jnp.sum(p['stack'] ** 2) + jnp.sum(p['bias'] ** 2)
     >>> state = tx.init(params)
-    >>> for _ in range(120):
-    ...   updates, state = tx.update(jax.grad(loss)(params), state, params)
+    >>> update = jax.jit(tx.update)
+    >>> for _ in range(250):
+    ...   updates, state = update(jax.grad(loss)(params), state, params)
     ...   params = optax.apply_updates(params, updates)
     >>> bool(loss(params) < 0.1)
     True
-
-  References:
-    Jordan, `modded-nanogpt <https://github.com/KellerJordan/modded-nanogpt>`_,
-    2024.
-
-    Liu et al., `Muon is Scalable for LLM Training
-    <https://arxiv.org/abs/2502.16982>`_, 2025: consistent_rms.
   """
   if adam_learning_rate is None:
     adam_learning_rate = learning_rate

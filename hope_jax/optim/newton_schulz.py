@@ -36,6 +36,13 @@ def orthogonalize(
 
   Raises:
     ValueError: x has fewer than two axes.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from hope_jax import optim
+    >>> o = optim.orthogonalize(jnp.array([[3.0, 0.0, 0.0], [0.0, 2.0, 0.0]]))
+    >>> bool(jnp.abs(o @ o.T - jnp.eye(2)).max() < 0.6)
+    True
   """
   if x.ndim < 2:
     raise ValueError(

@@ -44,7 +44,7 @@ def assert_rule(tx, grads, expected, tol=1e-10):
 def test_delta_momentum(gram, normalize, shape):
   grads = [0.3 * g for g in grads_of(shape)]
   tx = optim.scale_by_delta_momentum(
-      0.9, delta=0.6, gram=gram, normalize=normalize
+      decay=0.9, delta=0.6, gram=gram, normalize=normalize
   )
   expected = oracle.delta_momentum(grads, 0.9, 0.6, gram, normalize)
   assert_rule(tx, grads, expected)
@@ -74,14 +74,14 @@ def test_delta_zero_is_plain_momentum():
   grads = grads_of((4, 3))
   plain = run(optax.trace(0.9), grads)
   for gram in ('vector', 'matrix'):
-    tx = optim.scale_by_delta_momentum(0.9, delta=0.0, gram=gram)
+    tx = optim.scale_by_delta_momentum(decay=0.9, delta=0.0, gram=gram)
     assert_rule(tx, grads, plain)
 
 
 def test_delta_momentum_never_grows_beyond_its_gradients():
   """With 0 <= delta |g^|^2 <= decay the map of m is a contraction."""
   huge = [1e6 * g for g in grads_of((5,))]
-  for got in run(optim.scale_by_delta_momentum(0.9, delta=0.9), huge):
+  for got in run(optim.scale_by_delta_momentum(decay=0.9, delta=0.9), huge):
     assert np.linalg.norm(got) <= 10 * max(np.linalg.norm(g) for g in huge)
 
 
@@ -101,7 +101,8 @@ def start_of(tx, shape):
 def test_deep_momentum(hidden, shape, normalize, objective):
   grads = [0.3 * g for g in grads_of(shape)]
   tx = optim.scale_by_deep_momentum(
-      0.8, rate=0.3, hidden=hidden, objective=objective, normalize=normalize
+      decay=0.8, rate=0.3, hidden=hidden, objective=objective,
+      normalize=normalize,
   )
   matrices = [g.reshape(len(g), -1) for g in grads]
   expected = oracle.deep_momentum(
@@ -114,18 +115,20 @@ def test_deep_momentum_without_hidden_layers_is_momentum_or_delta_momentum():
   """Eq. 50 with a linear memory is momentum; with the L2 loss, Eq. 49."""
   grads = grads_of((4, 3))
   options = {'hidden': (), 'normalize': 'none'}
-  tx = optim.scale_by_deep_momentum(0.9, rate=1.0, **options)
+  tx = optim.scale_by_deep_momentum(decay=0.9, rate=1.0, **options)
   assert_rule(tx, grads, run(optax.trace(0.9), grads))
-  tx = optim.scale_by_deep_momentum(0.9, rate=0.1, objective='l2', **options)
+  tx = optim.scale_by_deep_momentum(
+      decay=0.9, rate=0.1, objective='l2', **options
+  )
   delta = optim.scale_by_delta_momentum(
-      0.9, delta=0.1, gram='matrix', normalize='none'
+      decay=0.9, delta=0.1, gram='matrix', normalize='none'
   )
   assert_rule(tx, grads, [0.1 * d for d in run(delta, grads)])
 
 
 def test_deep_momentum_never_outgrows_its_bounds():
   """If it fails, an MLP of products of weights may feed on itself."""
-  tx = optim.scale_by_deep_momentum(0.9, rate=0.05, hidden=(4,))
+  tx = optim.scale_by_deep_momentum(decay=0.9, rate=0.05, hidden=(4,))
   params = jnp.zeros((6, 5))
   state = start = tx.init(params)
   step = jax.jit(tx.update)
@@ -160,7 +163,7 @@ def test_deep_momentum_answers_each_gradient_with_its_own():
 def test_preconditioned_momentum():
   grads = grads_of((4, 3))
   assert_rule(
-      optim.scale_by_preconditioned_momentum(0.8), grads,
+      optim.scale_by_preconditioned_momentum(decay=0.8), grads,
       oracle.preconditioned_momentum(grads, 0.8), tol=1e-6,
   )
 
@@ -197,7 +200,7 @@ def test_nonlinear_momentum(name):
 
 def test_identity_output_is_plain_momentum():
   grads = grads_of((4, 3))
-  tx = optim.scale_by_nonlinear_momentum(0.9, output='identity')
+  tx = optim.scale_by_nonlinear_momentum(decay=0.9, output='identity')
   assert_rule(tx, grads, run(optax.trace(0.9), grads))
 
 
@@ -205,7 +208,7 @@ def test_newton_schulz_momentum_is_muon():
   """optax's Muon without Nesterov; its average differs by a factor only."""
   grads = grads_of((4, 3))
   muon = run(optax.contrib.scale_by_muon(beta=0.9, nesterov=False), grads)
-  tx = optim.scale_by_nonlinear_momentum(0.9, output='newton_schulz')
+  tx = optim.scale_by_nonlinear_momentum(decay=0.9, output='newton_schulz')
   assert_rule(tx, grads, muon, tol=1e-5)
 
 
