@@ -14,8 +14,11 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
   tiny = form == 'tiny'
   return ml_collections.ConfigDict({
       'task': 'text',
+      'optimizers': (
+          'adamw', 'muon', 'm3', 'adamuon', 'dgd', 'delta_momentum', 'momentum',
+      ),
       'steps': 4 if tiny else 250,
-      'trials': 2 if tiny else 5,
+      'trials': 2 if tiny else 4,
       'seeds': (1,) if tiny else (1, 2, 3),
       'eval_batches': 1 if tiny else 16,
       'model': {

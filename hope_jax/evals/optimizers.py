@@ -309,8 +309,8 @@ def search(
   tried = {}  # k -> loss at first * 3 ** (k / 2)
   rate = lambda k: float(f'{first * 3 ** (k / 2):.3g}')
   while len(tried) < trials:
-    best = min(tried, key=tried.get, default=0)
     # Down first: too high a rate diverges and says little.
+    best = min(tried, key=lambda k: (tried[k], k), default=0)
     around = [best, best - 2, best + 2, best - 1, best + 1]
     fresh = [k for k in around if k not in tried]
     if not fresh:
