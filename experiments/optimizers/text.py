@@ -2,7 +2,7 @@
 
   python -m hope_jax.evals.optimizers experiments/optimizers/text.py
 
-A Transformer++ of this package, 0.38 M parameters, stacked layers, 250 steps of
+A Transformer++ of this package, 0.38 M parameters, stacked layers, 150 steps of
 512 bytes. What came of it, and how long it took:
 experiments/optimizers/README.md.
 """
@@ -17,7 +17,7 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
       'optimizers': (
           'adamw', 'muon', 'm3', 'adamuon', 'dgd', 'delta_momentum', 'momentum',
       ),
-      'steps': 4 if tiny else 250,
+      'steps': 4 if tiny else 150,
       'trials': 2 if tiny else 4,
       'seeds': (1,) if tiny else (1, 2, 3),
       'eval_batches': 1 if tiny else 16,
