@@ -14,18 +14,28 @@ NOT_A_MAP = re.compile(
     re.IGNORECASE,
 )
 # Parameters below a module of this name are stacked: their first axis is the
-# layer.
+# layer. Not so where a number follows, as in a list of layers.
 STACKED = 'layers'
+# The array in a box of Flax: a variable of NNX, a partitioned one of Linen. NNX
+# hands an optimizer boxes at init and arrays at update.
+BOXED = jax.tree_util.GetAttrKey('value')
 
 
 def keys(path) -> list[str]:
-  """The names on a leaf's path."""
-  return [str(getattr(k, 'key', getattr(k, 'name', k))) for k in path]
+  """The names on a leaf's path, without that of a box around the leaf."""
+  path = path[:-1] if path and path[-1] == BOXED else path
+  return [
+      str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k))))
+      for k in path
+  ]
 
 
 def axes(path, leaf: Array) -> int:
   """How many axes a leaf has beside that of the layers."""
-  return jnp.ndim(leaf) - (STACKED in keys(path))
+  names = keys(path)
+  after = names[names.index(STACKED) :] if STACKED in names else []
+  numbered = len(after) > 1 and after[1].isdigit()
+  return jnp.ndim(leaf) - (bool(after) and not numbered)
 
 
 def zeros(params: PyTree) -> PyTree:

@@ -1,5 +1,6 @@
 """Every rule against its NumPy oracle over 10 steps, and its limits."""
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -421,3 +422,37 @@ def test_matrix_labels():
           'up': {'kernel': 'matrix', 'bias': 'other'},
       },
   }
+
+
+def test_matrix_labels_of_nnx_and_of_lists():
+  """If it fails, NNX models cannot be trained: labels differ by the box.
+
+  NNX gives an optimizer its variables at init and their arrays at update; a
+  list of layers is not a stack.
+  """
+
+  class Model(nnx.Module):
+    def __init__(self, rngs):
+      self.embed = nnx.Embed(9, 4, rngs=rngs)
+      self.layers = nnx.List([nnx.Linear(4, 4, rngs=rngs)])
+      self.lm_head = nnx.Linear(4, 9, rngs=rngs)
+
+    def __call__(self, tokens):
+      return self.lm_head(self.layers[0](self.embed(tokens)))
+
+  model = Model(nnx.Rngs(0))
+  variables = nnx.state(model, nnx.Param)
+  labels = optim.matrix_labels(variables)
+  pure = nnx.to_pure_dict(variables)
+  assert jax.tree.leaves(labels) == jax.tree.leaves(optim.matrix_labels(pure))
+  assert optim.matrix_labels(pure) == {
+      'embed': {'embedding': 'other'},
+      'layers': {0: {'bias': 'other', 'kernel': 'matrix'}},
+      'lm_head': {'bias': 'other', 'kernel': 'other'},
+  }
+  tokens = jnp.arange(5)
+  loss = lambda model: jnp.mean(model(tokens) ** 2)
+  optimizer = nnx.Optimizer(model, optim.m3(0.01), wrt=nnx.Param)
+  before = loss(model)
+  optimizer.update(model, nnx.grad(loss)(model))
+  assert loss(model) < before
