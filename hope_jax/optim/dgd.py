@@ -179,7 +179,7 @@ def dgd(
       )
     return labelled
 
-  return optax.partition(
+  return leaves.partition(
       {
           'matrix': optax.scale_by_learning_rate(learning_rate),
           'other': FALLBACKS[fallback](fallback_learning_rate),

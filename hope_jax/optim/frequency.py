@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hope_jax.optim import leaves
 from hope_jax.types import Array, PyTree
 
 
@@ -141,7 +142,7 @@ def nested(
 
   Raises:
     ValueError: a period is not a positive integer, or not a multiple of the
-      period of the next faster level.
+      period of the next faster level; at init, a label that is no level's.
 
   Example:
     >>> import jax.numpy as jnp, optax
@@ -165,7 +166,7 @@ def nested(
           f'period {long} of level {slow!r} is not a multiple of period {short}'
           f' of the faster level {fast!r}'
       )
-  return optax.partition(
+  return leaves.partition(
       {label: at_frequency(tx, p) for label, (tx, p) in levels.items()},
       label_fn,
   )
@@ -180,11 +181,11 @@ def update_counts(opt_state: PyTree) -> dict[str, Any]:
   Returns:
     label of `nested` (or 'all' for an `at_frequency` of its own) -> int32 [].
   """
-  leaves = jax.tree_util.tree_leaves_with_path(
+  nodes = jax.tree_util.tree_leaves_with_path(
       opt_state, is_leaf=lambda node: isinstance(node, FrequencyState)
   )
   counts = {}
-  for path, node in leaves:
+  for path, node in nodes:
     if isinstance(node, FrequencyState):
       labels = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
       counts[labels[-1] if labels else 'all'] = node.updates

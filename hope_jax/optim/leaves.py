@@ -1,9 +1,11 @@
 """Leaves of a parameter tree: their names, their kinds, their zeros."""
 
+from collections.abc import Callable, Mapping
 import re
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from hope_jax.types import Array, PyTree
 
@@ -59,6 +61,25 @@ def matrix_labels(params: PyTree) -> PyTree:
     return 'matrix' if axes(path, leaf) >= 2 and not named else 'other'
 
   return jax.tree_util.tree_map_with_path(label, params)
+
+
+def partition(
+    transforms: Mapping[str, optax.GradientTransformation],
+    label_fn: Callable[[PyTree], PyTree] | PyTree,
+) -> optax.GradientTransformationExtraArgs:
+  """`optax.partition`, whose error for an unknown label names the leaf."""
+
+  def labels(params):
+    labelled = label_fn(params) if callable(label_fn) else label_fn
+    for path, label in jax.tree_util.tree_leaves_with_path(labelled):
+      if label not in transforms:
+        raise ValueError(
+            f'label {label!r} of leaf {"/".join(keys(path))!r} must be one of'
+            f' {", ".join(map(repr, transforms))}'
+        )
+    return labelled
+
+  return optax.partition(transforms, labels)
 
 
 def require_matrices(params: PyTree, rule: str) -> None:

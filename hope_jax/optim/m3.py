@@ -48,7 +48,9 @@ def _check(accumulate: str, **periods) -> None:
         f"accumulate must be 'ema' or 'sum'; got {accumulate!r}"
     )
   for name, period in periods.items():
-    if isinstance(period, int) and period < 1:
+    # An injected hyperparameter is an array, whose value is not known here.
+    known = isinstance(period, (int, float))
+    if known and not (period >= 1 and period == int(period)):
       raise ValueError(f'{name} must be a positive integer; got {period}')
 
 
@@ -388,7 +390,7 @@ def m3(
   others = optax.adamw(
       adam_learning_rate, b1=adam_b1, b2=adam_b2, weight_decay=0.0
   )
-  return optax.partition(
+  return leaves.partition(
       {'matrix': matrices, 'other': others},
       label_fn or leaves.matrix_labels,
   )

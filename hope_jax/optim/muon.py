@@ -164,6 +164,6 @@ def muon(
       adam_learning_rate, b1=adam_b1, b2=adam_b2, eps=eps, weight_decay=0.0,
       nesterov=nesterov,
   )
-  return optax.partition(
+  return leaves.partition(
       {'matrix': matrices, 'other': others}, label_fn or leaves.matrix_labels
   )

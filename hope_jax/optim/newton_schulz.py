@@ -35,7 +35,7 @@ def orthogonalize(
     matrix is gathered for it, and the result sharded like x.
 
   Raises:
-    ValueError: x has fewer than two axes.
+    ValueError: x has fewer than two axes, or steps is negative.
 
   Example:
     >>> import jax.numpy as jnp
@@ -48,6 +48,8 @@ def orthogonalize(
     raise ValueError(
         f'Newton-Schulz needs matrices [..., M, N]; got shape {x.shape}'
     )
+  if steps < 0:
+    raise ValueError(f'Newton-Schulz steps must not be negative; got {steps}')
   return on_whole_matrices(lambda y: _orthogonalize(y, steps, eps), x)
 
 

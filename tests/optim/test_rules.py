@@ -373,6 +373,8 @@ def test_bad_options_say_what_would_do():
       (lambda: optim.scale_by_m3(accumulate='mean'), "'ema' or 'sum'"),
       (lambda: optim.scale_by_m3(period=0), 'positive'),
       (lambda: optim.scale_by_m3(period=-3), '-3'),
+      (lambda: optim.scale_by_m3(period=1.5), 'positive integer; got 1.5'),
+      (lambda: optim.orthogonalize(jnp.eye(2), steps=-1), 'got -1'),
       (lambda: optim.dgd(0.1, fallback='adam'), 'adamw, sgd'),
       (
           lambda: optim.scale_by_multi_scale_momentum(periods=(1, 4, 6)),
@@ -386,6 +388,26 @@ def test_bad_options_say_what_would_do():
   ):
     with pytest.raises(ValueError, match=words):
       make()
+
+
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda label_fn: optim.m3(0.1, label_fn=label_fn),
+        lambda label_fn: optim.muon(0.1, label_fn=label_fn),
+        lambda label_fn: optim.dgd(0.1, label_fn=label_fn),
+        lambda label_fn: optim.nested(
+            {'matrix': (optax.sgd(0.1), 1), 'other': (optax.sgd(0.1), 2)},
+            label_fn,
+        ),
+    ],
+)
+def test_an_unknown_label_is_named_with_its_leaf(make):
+  """If it fails, a typing error in a label is found by reading optax."""
+  tx = make(lambda params: {'block': {'w': 'matrix', 'b': 'vector'}})
+  words = "label 'vector' of leaf 'block/b' must be one of 'matrix', 'other'"
+  with pytest.raises(ValueError, match=words):
+    tx.init({'block': {'w': jnp.ones((3, 3)), 'b': jnp.ones(3)}})
 
 
 @pytest.mark.parametrize(
