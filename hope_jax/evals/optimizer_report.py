@@ -176,12 +176,13 @@ def _landscape(results: Results) -> str:
   for i, (name, found) in enumerate(results['optimizers'].items()):
     r = np.linspace(-4, 1.5, 300)
     floor = [(x, x + WAVE * math.sin(FREQUENCY * x)) for x in r]
-    path = [point for point in found['runs'][0]['trace'] if abs(point[0]) < 4]
+    trace = found['runs'][0]['trace']
+    path = [(min(max(x, r[0]), r[-1]), y) for x, y in trace]
     svg = charts.lines(
         f'path of {NAMES[name]}',
         [
             charts.Line('', 'floor', floor),
-            charts.Line('', f's{i}', path, marks=False),
+            charts.Line('', f's{i}', path),
         ],
         y_range=(-4.5, 2.5),
         x_label=f'{NAMES[name]}: r; theta upwards; grey: the floor',
