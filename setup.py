@@ -8,6 +8,7 @@ HERE = pathlib.Path(__file__).parent
 
 # `dev` runs the whole test suite, so it includes what only some data sources
 # need; a user who trains on plain files needs none of it.
+IMAGES = ['pillow', 'scikit-learn']
 DATASETS = ['array_record', 'tensorflow-datasets', 'tokenizers']
 
 setuptools.setup(
@@ -37,8 +38,11 @@ setuptools.setup(
         # CUDA 12 libraries come with the wheels and run on newer drivers too.
         'cuda': ['jax[cuda12]>=0.10.2'],
         'datasets': DATASETS,
+        # The digits, and pictures of TFDS (with 'datasets').
+        'images': IMAGES,
         'notebooks': ['jupyterlab', 'ipywidgets'],
         'dev': DATASETS
+        + IMAGES
         + ['pytest>=8', 'pytest-xdist', 'ruff']
         # The TPU compiler: tests compile for TPUs that are not there.
         + ['libtpu; sys_platform == "linux" and platform_machine == "x86_64"'],

@@ -236,7 +236,8 @@ def open_source(config: DataConfig) -> Source:
     return Files(paths, root=_fixed_folder(config.path))
   if config.source == 'array_record':
     return _array_record(config.path)
-  return _tfds(config.path, config.text_field)
+  reader, label = open_tfds(config.path)
+  return Records(reader, label=label, field=config.text_field)
 
 
 def _match(path: str) -> list[str]:
@@ -299,7 +300,15 @@ def _array_record(path: str) -> Source:
     ) from error
 
 
-def _tfds(path: str, field: str) -> Source:
+def open_tfds(path: str) -> tuple[Any, str]:
+  """Opens a prepared TFDS dataset: its random-access reader, and its name.
+
+  Args:
+    path: name or folder of a dataset, with '@split' for another than 'train'.
+
+  Raises:
+    ConfigError: if TFDS is missing, or cannot open it.
+  """
   try:
     # Imported here: it takes seconds, and the other sources do without.
     import tensorflow_datasets as tfds
@@ -323,4 +332,4 @@ def _tfds(path: str, field: str) -> Source:
         " folder or name@split of a dataset prepared with"
         " file_format='array_record'"
     ) from error
-  return Records(reader, label=f'{builder.info.full_name}/{part}', field=field)
+  return reader, f'{builder.info.full_name}/{part}'

@@ -1,12 +1,15 @@
 """Layers of every architecture: norms, projections, convolution, MLPs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 from typing import Any
 
+from flax.core import meta
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from hope_jax import optim
 from hope_jax.config import ModelConfig
 from hope_jax.nested.memory import init as init_memory
 from hope_jax.types import Array, PyTree
@@ -115,6 +118,27 @@ class Dense(nn.Module):
         kernel.astype(self.dtype),
         preferred_element_type=jnp.float32,
     ).astype(self.dtype)
+
+
+@contextlib.contextmanager
+def delta_gradients() -> Iterator[None]:
+  """Within it, the weight of every `Dense` that is traced has DGD's gradient.
+
+  See `optim.delta_dot`, here without the denominator; `optim.dgd` is the
+  optimizer that goes with it. Values and all other gradients are unchanged.
+  """
+
+  def product(next_fn, args, kwargs, context):
+    module = context.module
+    if not isinstance(module, Dense) or module.is_initializing():
+      return next_fn(*args, **kwargs)
+    (x,) = args
+    kernel = meta.unbox(module.get_variable('params', 'kernel'))
+    y = optim.delta_dot(x.astype(module.dtype), kernel.astype(module.dtype))
+    return y.astype(module.dtype)
+
+  with nn.intercept_methods(product):
+    yield
 
 
 def tap_init(rng: Array, shape: tuple[int, ...]) -> Array:

@@ -1,5 +1,6 @@
 """Optimizers: optax transformations, and the levels they act on."""
 
+from hope_jax.optim.deep_momentum import deep_momentum, scale_by_deep_momentum
 from hope_jax.optim.dgd import delta_dot, delta_dot_general, dgd
 from hope_jax.optim.frequency import at_frequency, nested, update_counts
 from hope_jax.optim.leaves import matrix_labels
@@ -19,10 +20,12 @@ from hope_jax.optim.momentum import (
   scale_by_nonlinear_momentum,
   scale_by_preconditioned_momentum,
 )
+from hope_jax.optim.muon import muon, scale_by_muon
 from hope_jax.optim.newton_schulz import orthogonalize
 
 __all__ = [
     'at_frequency',
+    'deep_momentum',
     'delta_dot',
     'delta_dot_general',
     'delta_momentum',
@@ -31,14 +34,17 @@ __all__ = [
     'm3',
     'matrix_labels',
     'multi_scale_momentum',
+    'muon',
     'nested',
     'nonlinear_momentum',
     'orthogonalize',
     'preconditioned_momentum',
+    'scale_by_deep_momentum',
     'scale_by_delta_momentum',
     'scale_by_feature_momentum',
     'scale_by_m3',
     'scale_by_multi_scale_momentum',
+    'scale_by_muon',
     'scale_by_nonlinear_momentum',
     'scale_by_preconditioned_momentum',
     'update_counts',

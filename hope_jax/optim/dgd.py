@@ -156,6 +156,10 @@ def dgd(
     >>> updates, state = tx.update(jax.grad(loss)(w), state, w)
     >>> bool(loss(optax.apply_updates(w, updates)) < loss(w))
     True
+
+  References:
+    Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025,
+    §4.5, Eq. 54-57, and App. C.
   """
   if fallback not in FALLBACKS:
     raise ValueError(
@@ -175,7 +179,7 @@ def dgd(
       )
     return labelled
 
-  return optax.partition(
+  return leaves.partition(
       {
           'matrix': optax.scale_by_learning_rate(learning_rate),
           'other': FALLBACKS[fallback](fallback_learning_rate),

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hope_jax.optim import leaves
 from hope_jax.types import Array, PyTree
 
 
@@ -60,6 +61,21 @@ def at_frequency(
 
   Raises:
     ValueError: the period is not a positive integer, or `accumulate` unknown.
+
+  Example:
+    >>> import jax.numpy as jnp, optax
+    >>> from hope_jax import optim
+    >>> tx = optim.at_frequency(optax.sgd(1.0), 2)
+    >>> w = jnp.zeros(2)
+    >>> state = tx.init(w)
+    >>> first, state = tx.update(jnp.array([1.0, 3.0]), state)
+    >>> second, state = tx.update(jnp.array([3.0, 5.0]), state)
+    >>> print(first, second)
+    [-0. -0.] [-2. -4.]
+
+  References:
+    Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025,
+    §7.1, Eq. 71, and Def. 2.
   """
   _check_period(period, 'period')
   if accumulate not in ('mean', 'sum'):
@@ -126,7 +142,20 @@ def nested(
 
   Raises:
     ValueError: a period is not a positive integer, or not a multiple of the
-      period of the next faster level.
+      period of the next faster level; at init, a label that is no level's.
+
+  Example:
+    >>> import jax.numpy as jnp, optax
+    >>> from hope_jax import optim
+    >>> params = {'fast': jnp.ones(2), 'slow': jnp.ones(2)}
+    >>> tx = optim.nested(
+    ...     {'fast': (optax.adam(0.1), 1), 'slow': (optax.adam(0.1), 4)},
+    ...     {'fast': 'fast', 'slow': 'slow'},
+    ... )
+    >>> state = tx.init(params)
+    >>> updates, state = tx.update(params, state, params)
+    >>> print({name: int(n) for name, n in optim.update_counts(state).items()})
+    {'fast': 1, 'slow': 0}
   """
   for label, (_, period) in levels.items():
     _check_period(period, f'period of level {label!r}')
@@ -137,7 +166,7 @@ def nested(
           f'period {long} of level {slow!r} is not a multiple of period {short}'
           f' of the faster level {fast!r}'
       )
-  return optax.partition(
+  return leaves.partition(
       {label: at_frequency(tx, p) for label, (tx, p) in levels.items()},
       label_fn,
   )
@@ -152,11 +181,11 @@ def update_counts(opt_state: PyTree) -> dict[str, Any]:
   Returns:
     label of `nested` (or 'all' for an `at_frequency` of its own) -> int32 [].
   """
-  leaves = jax.tree_util.tree_leaves_with_path(
+  nodes = jax.tree_util.tree_leaves_with_path(
       opt_state, is_leaf=lambda node: isinstance(node, FrequencyState)
   )
   counts = {}
-  for path, node in leaves:
+  for path, node in nodes:
     if isinstance(node, FrequencyState):
       labels = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
       counts[labels[-1] if labels else 'all'] = node.updates

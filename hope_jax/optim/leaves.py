@@ -1,9 +1,11 @@
 """Leaves of a parameter tree: their names, their kinds, their zeros."""
 
+from collections.abc import Callable, Mapping
 import re
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from hope_jax.types import Array, PyTree
 
@@ -14,18 +16,28 @@ NOT_A_MAP = re.compile(
     re.IGNORECASE,
 )
 # Parameters below a module of this name are stacked: their first axis is the
-# layer.
+# layer. Not so where a number follows, as in a list of layers.
 STACKED = 'layers'
+# The array in a box of Flax: a variable of NNX, a partitioned one of Linen. NNX
+# hands an optimizer boxes at init and arrays at update.
+BOXED = jax.tree_util.GetAttrKey('value')
 
 
 def keys(path) -> list[str]:
-  """The names on a leaf's path."""
-  return [str(getattr(k, 'key', getattr(k, 'name', k))) for k in path]
+  """The names on a leaf's path, without that of a box around the leaf."""
+  path = path[:-1] if path and path[-1] == BOXED else path
+  return [
+      str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k))))
+      for k in path
+  ]
 
 
 def axes(path, leaf: Array) -> int:
   """How many axes a leaf has beside that of the layers."""
-  return jnp.ndim(leaf) - (STACKED in keys(path))
+  names = keys(path)
+  after = names[names.index(STACKED) :] if STACKED in names else []
+  numbered = len(after) > 1 and after[1].isdigit()
+  return jnp.ndim(leaf) - (bool(after) and not numbered)
 
 
 def zeros(params: PyTree) -> PyTree:
@@ -49,6 +61,25 @@ def matrix_labels(params: PyTree) -> PyTree:
     return 'matrix' if axes(path, leaf) >= 2 and not named else 'other'
 
   return jax.tree_util.tree_map_with_path(label, params)
+
+
+def partition(
+    transforms: Mapping[str, optax.GradientTransformation],
+    label_fn: Callable[[PyTree], PyTree] | PyTree,
+) -> optax.GradientTransformationExtraArgs:
+  """`optax.partition`, whose error for an unknown label names the leaf."""
+
+  def labels(params):
+    labelled = label_fn(params) if callable(label_fn) else label_fn
+    for path, label in jax.tree_util.tree_leaves_with_path(labelled):
+      if label not in transforms:
+        raise ValueError(
+            f'label {label!r} of leaf {"/".join(keys(path))!r} must be one of'
+            f' {", ".join(map(repr, transforms))}'
+        )
+    return labelled
+
+  return optax.partition(transforms, labels)
 
 
 def require_matrices(params: PyTree, rule: str) -> None:

@@ -48,7 +48,9 @@ def _check(accumulate: str, **periods) -> None:
         f"accumulate must be 'ema' or 'sum'; got {accumulate!r}"
     )
   for name, period in periods.items():
-    if isinstance(period, int) and period < 1:
+    # An injected hyperparameter is an array, whose value is not known here.
+    known = isinstance(period, (int, float))
+    if known and not (period >= 1 and period == int(period)):
       raise ValueError(f'{name} must be a positive integer; got {period}')
 
 
@@ -118,6 +120,10 @@ def scale_by_multi_scale_momentum(
   Raises:
     ValueError: lengths that differ, or a period that is not a positive multiple
       of the one before it.
+
+  References:
+    Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025,
+    §7.1-7.2, Eq. 74-75.
   """
   periods, decays, weights = tuple(periods), tuple(decays), tuple(weights)
   if not len(periods) == len(decays) == len(weights) > 0:
@@ -198,8 +204,9 @@ def multi_scale_momentum(
     ...                                 weights=(1.0, 0.3))
     >>> w = jnp.array([1.0, -2.0])
     >>> state = tx.init(w)
+    >>> update = jax.jit(tx.update)
     >>> for _ in range(60):
-    ...   updates, state = tx.update(jax.grad(lambda w: w @ w)(w), state)
+    ...   updates, state = update(jax.grad(lambda w: w @ w)(w), state)
     ...   w = optax.apply_updates(w, updates)
     >>> bool(w @ w < 1e-2)
     True
@@ -257,6 +264,13 @@ def scale_by_m3(
 
   Raises:
     ValueError: an option out of range, or at init a leaf that is no matrix.
+
+  References:
+    Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025,
+    §7.2, Algorithm 1.
+
+    Jordan, `modded-nanogpt <https://github.com/KellerJordan/modded-nanogpt>`_,
+    2024: Muon.
   """
   _check(accumulate, period=period)
 
@@ -356,8 +370,9 @@ def m3(
     >>> params = {'w': jnp.ones((4, 3)), 'bias': jnp.ones(3)}
     >>> loss = lambda p: jnp.sum(p['w'] ** 2) + jnp.sum(p['bias'] ** 2)
     >>> state = tx.init(params)
+    >>> update = jax.jit(tx.update)
     >>> for _ in range(120):
-    ...   updates, state = tx.update(jax.grad(loss)(params), state, params)
+    ...   updates, state = update(jax.grad(loss)(params), state, params)
     ...   params = optax.apply_updates(params, updates)
     >>> bool(loss(params) < 0.1)
     True
@@ -375,7 +390,7 @@ def m3(
   others = optax.adamw(
       adam_learning_rate, b1=adam_b1, b2=adam_b2, weight_decay=0.0
   )
-  return optax.partition(
+  return leaves.partition(
       {'matrix': matrices, 'other': others},
       label_fn or leaves.matrix_labels,
   )

@@ -10,7 +10,7 @@ it round; the paper writes the minus into m. Matrices are [in, out], the
 transpose of the paper's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -19,6 +19,32 @@ import optax
 
 from hope_jax.optim import leaves, newton_schulz
 from hope_jax.types import Array, PyTree
+
+
+def one_of(name: str, value: str, options) -> None:
+  """Raises ValueError, with the options, unless `value` is one of them."""
+  if value not in options:
+    raise ValueError(
+        f'{name} must be one of {", ".join(options)}; got {value!r}'
+    )
+
+
+def _length(g: Array, axes: Sequence[int]) -> Array:
+  return jnp.sqrt(jnp.sum(g * g, axis=axes, keepdims=True))
+
+
+def _unit(g: Array, axes: Sequence[int]) -> Array:
+  size = _length(g, axes)
+  return jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)
+
+
+# What a gradient is multiplied by before a memory takes it as a key; the length
+# is that over `axes`.
+SCALES = {
+    'soft': lambda g, axes: 1 / (1 + _length(g, axes)),
+    'unit': _unit,
+    'none': lambda g, axes: jnp.ones_like(g, shape=()),
+}
 
 
 class MomentumState(NamedTuple):
@@ -48,8 +74,8 @@ def _momentum(step, output=lambda m: m, init=_start):
 
 
 def scale_by_delta_momentum(
-    decay: float = 0.9,
     *,
+    decay: float = 0.9,
     delta: float = 0.5,
     gram: Literal['vector', 'matrix'] = 'vector',
     normalize: Literal['soft', 'unit', 'none'] = 'soft',
@@ -66,15 +92,15 @@ def scale_by_delta_momentum(
   Not specified by the paper, which has no step size on the decay: `delta`, and
   the length of g^. It is stable where 0 <= delta |g^|^2 <= decay, whatever the
   gradient; hence g^ = g / (1 + |g|), which forgets more at steeper places and
-  never has length 1. 'vector' reads a leaf as one long row, so that g^T g is of
-  rank one; it costs two sums. 'matrix' takes the Gram matrix of the gradient
-  over a layer's inputs, as printed for matrices; two matrix products.
+  never has length 1. 'vector' reads a vector or matrix as one long row, so that
+  g^T g is of rank one; it costs two sums. 'matrix' takes the Gram matrix of the
+  gradient over a layer's inputs, as printed for matrices; two matrix products.
+  Both take each matrix of a stack [..., in, out] by itself.
 
   Args:
     decay: what momentum keeps of itself.
     delta: step size of the delta rule; 0 is plain momentum (`optax.trace`).
-    gram: see above; 'matrix' needs leaves with at least two axes and takes each
-      matrix of a stack [..., in, out] by itself.
+    gram: see above; 'matrix' needs leaves with at least two axes.
     normalize: 'soft' as above; 'unit', g / |g|; 'none', g itself.
 
   Returns:
@@ -82,9 +108,13 @@ def scale_by_delta_momentum(
 
   Raises:
     ValueError: an unknown option, or at init a leaf that is no matrix.
+
+  References:
+    Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025,
+    §4.4, Eq. 48-49; its camera-ready multiplies m from the other side.
   """
-  _one_of('gram', gram, ('vector', 'matrix'))
-  _one_of('normalize', normalize, ('soft', 'unit', 'none'))
+  one_of('gram', gram, ('vector', 'matrix'))
+  one_of('normalize', normalize, SCALES)
 
   def init(params):
     if gram == 'matrix':
@@ -92,19 +122,13 @@ def scale_by_delta_momentum(
     return _start(params)
 
   def step(g, m):
-    axes = (-2, -1) if gram == 'matrix' else None
-    size = jnp.sqrt(jnp.sum(g * g, axis=axes, keepdims=True))
-    if normalize == 'soft':
-      scale = 1 / (1 + size)
-    elif normalize == 'unit':
-      scale = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)
-    else:
-      scale = jnp.ones_like(size)
+    axes = tuple(range(-min(g.ndim, 2), 0))
+    share = delta * SCALES[normalize](g, axes) ** 2
     if gram == 'vector':
-      erased = jnp.sum(g * m) * g
-    else:
-      erased = newton_schulz.on_whole_matrices(_project, g, m)
-    return decay * m + g - delta * scale * scale * erased
+      share = share * jnp.sum(g * m, axis=axes, keepdims=True)
+      return decay * m + (1 - share) * g
+    erased = newton_schulz.on_whole_matrices(_project, g, m)
+    return decay * m + g - share * erased
 
   return _momentum(step, init=init)
 
@@ -117,8 +141,8 @@ def _project(g: Array, m: Array) -> Array:
 
 def delta_momentum(
     learning_rate: optax.ScalarOrSchedule,
-    decay: float = 0.9,
     *,
+    decay: float = 0.9,
     delta: float = 0.5,
     gram: Literal['vector', 'matrix'] = 'vector',
     normalize: Literal['soft', 'unit', 'none'] = 'soft',
@@ -131,23 +155,24 @@ def delta_momentum(
     >>> tx = optim.delta_momentum(0.1)
     >>> w = jnp.array([1.0, -2.0])
     >>> state = tx.init(w)
+    >>> update = jax.jit(tx.update)
     >>> for _ in range(50):
-    ...   updates, state = tx.update(jax.grad(lambda w: w @ w)(w), state)
+    ...   updates, state = update(jax.grad(lambda w: w @ w)(w), state)
     ...   w = optax.apply_updates(w, updates)
     >>> bool(w @ w < 1e-2)
     True
   """
   return optax.chain(
       scale_by_delta_momentum(
-          decay, delta=delta, gram=gram, normalize=normalize
+          decay=decay, delta=delta, gram=gram, normalize=normalize
       ),
       optax.scale_by_learning_rate(learning_rate),
   )
 
 
 def scale_by_preconditioned_momentum(
-    decay: float = 0.9,
     *,
+    decay: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
     preconditioner: optax.GradientTransformation | None = None,
@@ -166,6 +191,10 @@ def scale_by_preconditioned_momentum(
 
   Returns:
     The preconditioner, then `optax.trace(decay)`.
+
+  References:
+    Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025,
+    §4.4, Eq. 46-47.
   """
   if preconditioner is None:
     preconditioner = optax.scale_by_adam(b1=0.0, b2=b2, eps=eps)
@@ -174,16 +203,30 @@ def scale_by_preconditioned_momentum(
 
 def preconditioned_momentum(
     learning_rate: optax.ScalarOrSchedule,
-    decay: float = 0.9,
     *,
+    decay: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
     preconditioner: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformation:
-  """Descent along `scale_by_preconditioned_momentum`."""
+  """Descent along `scale_by_preconditioned_momentum`.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from hope_jax import optim
+    >>> tx = optim.preconditioned_momentum(0.01)
+    >>> w = jnp.array([1.0, -2.0])
+    >>> state = tx.init(w)
+    >>> update = jax.jit(tx.update)
+    >>> for _ in range(200):
+    ...   updates, state = update(jax.grad(lambda w: w @ w)(w), state)
+    ...   w = optax.apply_updates(w, updates)
+    >>> bool(w @ w < 0.1)
+    True
+  """
   return optax.chain(
       scale_by_preconditioned_momentum(
-          decay, b2=b2, eps=eps, preconditioner=preconditioner
+          decay=decay, b2=b2, eps=eps, preconditioner=preconditioner
       ),
       optax.scale_by_learning_rate(learning_rate),
   )
@@ -203,8 +246,8 @@ FEATURES = {
 
 
 def scale_by_feature_momentum(
-    decay: float = 0.9,
     *,
+    decay: float = 0.9,
     feature: str | Callable[[Array], Array] = 'signed_sqrt',
 ) -> optax.GradientTransformation:
   """Momentum of features of the gradient, m <- decay m + phi(g) (NL Eq. 51).
@@ -220,9 +263,13 @@ def scale_by_feature_momentum(
 
   Raises:
     ValueError: an unknown name.
+
+  References:
+    Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025,
+    §4.4, Eq. 51.
   """
   if isinstance(feature, str):
-    _one_of('feature', feature, FEATURES)
+    one_of('feature', feature, FEATURES)
     feature = FEATURES[feature]
 
   return _momentum(lambda g, m: decay * m + feature(g))
@@ -230,20 +277,34 @@ def scale_by_feature_momentum(
 
 def feature_momentum(
     learning_rate: optax.ScalarOrSchedule,
-    decay: float = 0.9,
     *,
+    decay: float = 0.9,
     feature: str | Callable[[Array], Array] = 'signed_sqrt',
 ) -> optax.GradientTransformation:
-  """Descent along `scale_by_feature_momentum`."""
+  """Descent along `scale_by_feature_momentum`.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from hope_jax import optim
+    >>> tx = optim.feature_momentum(0.01)
+    >>> w = jnp.array([1.0, -2.0])
+    >>> state = tx.init(w)
+    >>> update = jax.jit(tx.update)
+    >>> for _ in range(200):
+    ...   updates, state = update(jax.grad(lambda w: w @ w)(w), state)
+    ...   w = optax.apply_updates(w, updates)
+    >>> bool(w @ w < 0.1)
+    True
+  """
   return optax.chain(
-      scale_by_feature_momentum(decay, feature=feature),
+      scale_by_feature_momentum(decay=decay, feature=feature),
       optax.scale_by_learning_rate(learning_rate),
   )
 
 
 def scale_by_nonlinear_momentum(
-    decay: float = 0.9,
     *,
+    decay: float = 0.9,
     output: str | Callable[[Array], Array] = 'tanh',
     ns_steps: int = 5,
 ) -> optax.GradientTransformation:
@@ -261,6 +322,10 @@ def scale_by_nonlinear_momentum(
   Raises:
     ValueError: an unknown name, or at init a leaf that is no matrix under
       'newton_schulz'.
+
+  References:
+    Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025,
+    §4.4, Eq. 52.
   """
   orthogonal = output == 'newton_schulz'
   if isinstance(output, str):
@@ -272,7 +337,7 @@ def scale_by_nonlinear_momentum(
             m, steps=ns_steps
         ),
     }
-    _one_of('output', output, outputs)
+    one_of('output', output, outputs)
     output = outputs[output]
 
   def init(params):
@@ -285,20 +350,29 @@ def scale_by_nonlinear_momentum(
 
 def nonlinear_momentum(
     learning_rate: optax.ScalarOrSchedule,
-    decay: float = 0.9,
     *,
+    decay: float = 0.9,
     output: str | Callable[[Array], Array] = 'tanh',
     ns_steps: int = 5,
 ) -> optax.GradientTransformation:
-  """Descent along `scale_by_nonlinear_momentum`."""
+  """Descent along `scale_by_nonlinear_momentum`.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from hope_jax import optim
+    >>> tx = optim.nonlinear_momentum(0.05)
+    >>> w = jnp.array([1.0, -2.0])
+    >>> state = tx.init(w)
+    >>> update = jax.jit(tx.update)
+    >>> for _ in range(200):
+    ...   updates, state = update(jax.grad(lambda w: w @ w)(w), state)
+    ...   w = optax.apply_updates(w, updates)
+    >>> bool(w @ w < 0.1)
+    True
+  """
   return optax.chain(
-      scale_by_nonlinear_momentum(decay, output=output, ns_steps=ns_steps),
+      scale_by_nonlinear_momentum(
+          decay=decay, output=output, ns_steps=ns_steps
+      ),
       optax.scale_by_learning_rate(learning_rate),
   )
-
-
-def _one_of(name: str, value: str, options) -> None:
-  if value not in options:
-    raise ValueError(
-        f'{name} must be one of {", ".join(options)}; got {value!r}'
-    )

@@ -9,10 +9,12 @@ that the paper prints needs many steps; this is the quintic of Muon (Jordan et
 al., 2024), whose singular values end in [0.7, 1.2] after five.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
-from hope_jax.types import Array
+from hope_jax.types import Array, PyTree
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
@@ -33,12 +35,21 @@ def orthogonalize(
     matrix is gathered for it, and the result sharded like x.
 
   Raises:
-    ValueError: x has fewer than two axes.
+    ValueError: x has fewer than two axes, or steps is negative.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from hope_jax import optim
+    >>> o = optim.orthogonalize(jnp.array([[3.0, 0.0, 0.0], [0.0, 2.0, 0.0]]))
+    >>> bool(jnp.abs(o @ o.T - jnp.eye(2)).max() < 0.6)
+    True
   """
   if x.ndim < 2:
     raise ValueError(
         f'Newton-Schulz needs matrices [..., M, N]; got shape {x.shape}'
     )
+  if steps < 0:
+    raise ValueError(f'Newton-Schulz steps must not be negative; got {steps}')
   return on_whole_matrices(lambda y: _orthogonalize(y, steps, eps), x)
 
 
@@ -54,13 +65,14 @@ def _orthogonalize(x: Array, steps: int, eps: float) -> Array:
   return (jnp.swapaxes(y, -1, -2) if tall else y).astype(x.dtype)
 
 
-def on_whole_matrices(fn, x: Array, *others: Array) -> Array:
+def on_whole_matrices(fn: Callable, x: Array, *others: Array) -> PyTree:
   """fn(x, *others) where no matrix is split over explicit mesh axes.
 
   Products of matrices that are sharded in both axes have no one right sharding,
   so that with `AxisType.Explicit` JAX asks for it. Here the last two axes are
-  gathered first, and the result is sharded like x again. Leading axes stay as
-  they are; with automatic axes nothing happens, and the compiler decides.
+  gathered first, and results of x's shape are sharded like x again; others stay
+  whole. Leading axes stay as they are; with automatic axes nothing happens, and
+  the compiler decides.
   """
   sharding = jax.typeof(x).sharding
   axes = jax.sharding.AxisType
@@ -68,5 +80,10 @@ def on_whole_matrices(fn, x: Array, *others: Array) -> Array:
     return fn(x, *others)
   spec = (*sharding.spec, *(None,) * (x.ndim - len(sharding.spec)))
   whole = jax.sharding.PartitionSpec(*spec[:-2], None, None)
-  y = fn(*(jax.sharding.reshard(z, whole) for z in (x, *others)))
-  return jax.sharding.reshard(y, sharding.spec)
+  results = fn(*(jax.sharding.reshard(z, whole) for z in (x, *others)))
+  return jax.tree.map(
+      lambda y: jax.sharding.reshard(
+          y, sharding.spec if y.shape == x.shape else whole
+      ),
+      results,
+  )

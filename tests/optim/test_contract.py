@@ -20,12 +20,14 @@ from hope_jax import optim
 
 # Name -> learning rate that converges on the targets below.
 RATES = {
+    'deep_momentum': 1e-3,
     'delta_momentum': 1e-3,
     'preconditioned_momentum': 1e-3,
     'feature_momentum': 1e-3,
     'nonlinear_momentum': 1e-3,
     'multi_scale_momentum': 1e-3,
     'm3': 1e-2,
+    'muon': 1e-2,
     'dgd': 1e-2,
 }
 every = pytest.mark.parametrize('name', RATES)
@@ -122,9 +124,9 @@ def test_a_schedule_is_a_learning_rate(name):
   )
   grads = (VECTOR, MATRIX)
   for tx in (number, schedule):
-    state = tx.init(grads)
+    state, step = tx.init(grads), jax.jit(tx.update)
     for _ in range(3):
-      updates, state = tx.update(grads, state, grads)
+      updates, state = step(grads, state, grads)
     if tx is number:
       expected = updates
   for a, b in zip(updates, expected):
@@ -143,7 +145,7 @@ def test_updates_have_the_parameters_dtype_and_states_keep_theirs(name, dtype):
                params)
   shapes = functools.partial(jax.tree.map, lambda s: (s.shape, s.dtype))
   assert shapes(state) == shapes(after)
-  if name in ('delta_momentum', 'feature_momentum', 'm3'):
+  if name in ('deep_momentum', 'delta_momentum', 'feature_momentum', 'm3'):
     narrow = [s for s in jax.tree.leaves(state) if s.dtype == dtype]
     assert dtype == 'float32' or not [s for s in narrow if s.ndim > 1]
 

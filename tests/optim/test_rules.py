@@ -1,5 +1,6 @@
 """Every rule against its NumPy oracle over 10 steps, and its limits."""
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,15 +45,26 @@ def assert_rule(tx, grads, expected, tol=1e-10):
 def test_delta_momentum(gram, normalize, shape):
   grads = [0.3 * g for g in grads_of(shape)]
   tx = optim.scale_by_delta_momentum(
-      0.9, delta=0.6, gram=gram, normalize=normalize
+      decay=0.9, delta=0.6, gram=gram, normalize=normalize
   )
   expected = oracle.delta_momentum(grads, 0.9, 0.6, gram, normalize)
   assert_rule(tx, grads, expected)
 
 
-def test_delta_momentum_of_a_stack_is_that_of_its_matrices():
+@pytest.mark.parametrize(
+    'tx',
+    [
+        optim.scale_by_delta_momentum(gram='vector'),
+        optim.scale_by_delta_momentum(gram='matrix'),
+        optim.scale_by_deep_momentum(hidden=(5, 3)),
+        optim.scale_by_deep_momentum(objective='l2'),
+        optim.scale_by_m3(period=3),
+        optim.scale_by_nonlinear_momentum(output='newton_schulz'),
+    ],
+)
+def test_a_stack_moves_as_its_matrices_do(tx):
+  """If it fails, layers that are stored as one array learn from each other."""
   grads = grads_of((2, 4, 3))
-  tx = optim.scale_by_delta_momentum(gram='matrix')
   parts = [run(tx, [g[i] for g in grads]) for i in range(2)]
   for t, got in enumerate(run(tx, grads)):
     for i in range(2):
@@ -63,21 +75,96 @@ def test_delta_zero_is_plain_momentum():
   grads = grads_of((4, 3))
   plain = run(optax.trace(0.9), grads)
   for gram in ('vector', 'matrix'):
-    tx = optim.scale_by_delta_momentum(0.9, delta=0.0, gram=gram)
+    tx = optim.scale_by_delta_momentum(decay=0.9, delta=0.0, gram=gram)
     assert_rule(tx, grads, plain)
 
 
 def test_delta_momentum_never_grows_beyond_its_gradients():
   """With 0 <= delta |g^|^2 <= decay the map of m is a contraction."""
   huge = [1e6 * g for g in grads_of((5,))]
-  for got in run(optim.scale_by_delta_momentum(0.9, delta=0.9), huge):
+  for got in run(optim.scale_by_delta_momentum(decay=0.9, delta=0.9), huge):
     assert np.linalg.norm(got) <= 10 * max(np.linalg.norm(g) for g in huge)
+
+
+def start_of(tx, shape):
+  """The hidden layers that deep momentum draws, in float64."""
+  with jax.enable_x64(True):
+    return jax.tree.map(np.asarray, list(tx.init(jnp.zeros(shape)).start))
+
+
+@pytest.mark.parametrize('objective', ['dot', 'l2'])
+@pytest.mark.parametrize('normalize', ['unit', 'soft', 'none'])
+@pytest.mark.parametrize(
+    'hidden, shape',
+    [((5,), (4, 3)), ((5,), (3, 16)), ((4, 2), (4, 3)), ((), (4, 3)),
+     ((5,), (7,))],
+)
+def test_deep_momentum(hidden, shape, normalize, objective):
+  grads = [0.3 * g for g in grads_of(shape)]
+  tx = optim.scale_by_deep_momentum(
+      decay=0.8, rate=0.3, hidden=hidden, objective=objective,
+      normalize=normalize,
+  )
+  matrices = [g.reshape(len(g), -1) for g in grads]
+  expected = oracle.deep_momentum(
+      matrices, start_of(tx, shape), 0.8, 0.3, objective, normalize
+  )
+  assert_rule(tx, grads, [d.reshape(shape) for d in expected])
+
+
+def test_deep_momentum_without_hidden_layers_is_momentum_or_delta_momentum():
+  """Eq. 50 with a linear memory is momentum; with the L2 loss, Eq. 49."""
+  grads = grads_of((4, 3))
+  options = {'hidden': (), 'normalize': 'none'}
+  tx = optim.scale_by_deep_momentum(decay=0.9, rate=1.0, **options)
+  assert_rule(tx, grads, run(optax.trace(0.9), grads))
+  tx = optim.scale_by_deep_momentum(
+      decay=0.9, rate=0.1, objective='l2', **options
+  )
+  delta = optim.scale_by_delta_momentum(
+      decay=0.9, delta=0.1, gram='matrix', normalize='none'
+  )
+  assert_rule(tx, grads, [0.1 * d for d in run(delta, grads)])
+
+
+def test_deep_momentum_never_outgrows_its_bounds():
+  """If it fails, an MLP of products of weights may feed on itself."""
+  tx = optim.scale_by_deep_momentum(decay=0.9, rate=0.05, hidden=(4,))
+  params = jnp.zeros((6, 5))
+  state = start = tx.init(params)
+  step = jax.jit(tx.update)
+  size = jnp.linalg.norm(start.layers[0])
+  for i in range(200):
+    _, state = step(jnp.full((6, 5), 1e6 * (-1) ** (i // 50)), state, params)
+    hidden, last = state.layers
+    assert jnp.linalg.norm(last) <= 2 / 3 * size
+    assert jnp.linalg.norm(hidden - start.layers[0]) <= size / 3
+
+
+def test_deep_momentum_answers_each_gradient_with_its_own():
+  """If it fails, the MLP is a second linear momentum, and learns nothing.
+
+  Two gradients take turns. Asked with one, the memory answers with more of it
+  than momentum has, which is the same whoever asks.
+  """
+  a, b = np.zeros((2, 8, 8), np.float32)
+  a[0, 0] = b[1, 0] = 1
+  tx = optim.scale_by_deep_momentum(hidden=(64,))
+  params = jnp.zeros((8, 8))
+  state, step = tx.init(params), jax.jit(tx.update)
+  for _ in range(40):
+    for g in (a, b):
+      read, state = step(jnp.asarray(g), state, params)
+  extra = read - state.linear
+  own, other = float(jnp.sum(extra * b)), float(jnp.sum(extra * a))
+  shared = float(jnp.sum(state.linear * b) / jnp.sum(state.linear * a))
+  assert own / other > 1.3 * shared, (own, other, shared)
 
 
 def test_preconditioned_momentum():
   grads = grads_of((4, 3))
   assert_rule(
-      optim.scale_by_preconditioned_momentum(0.8), grads,
+      optim.scale_by_preconditioned_momentum(decay=0.8), grads,
       oracle.preconditioned_momentum(grads, 0.8), tol=1e-6,
   )
 
@@ -114,7 +201,7 @@ def test_nonlinear_momentum(name):
 
 def test_identity_output_is_plain_momentum():
   grads = grads_of((4, 3))
-  tx = optim.scale_by_nonlinear_momentum(0.9, output='identity')
+  tx = optim.scale_by_nonlinear_momentum(decay=0.9, output='identity')
   assert_rule(tx, grads, run(optax.trace(0.9), grads))
 
 
@@ -122,8 +209,39 @@ def test_newton_schulz_momentum_is_muon():
   """optax's Muon without Nesterov; its average differs by a factor only."""
   grads = grads_of((4, 3))
   muon = run(optax.contrib.scale_by_muon(beta=0.9, nesterov=False), grads)
-  tx = optim.scale_by_nonlinear_momentum(0.9, output='newton_schulz')
+  tx = optim.scale_by_nonlinear_momentum(decay=0.9, output='newton_schulz')
   assert_rule(tx, grads, muon, tol=1e-5)
+
+
+@pytest.mark.parametrize('nesterov', [True, False])
+@pytest.mark.parametrize('shape', [(4, 3), (2, 3, 5)])
+def test_muon(shape, nesterov):
+  grads = grads_of(shape)
+  assert_rule(
+      optim.scale_by_muon(nesterov=nesterov), grads,
+      oracle.muon(grads, nesterov=nesterov), tol=1e-6,
+  )
+
+
+@pytest.mark.parametrize('consistent_rms', [None, 0.2])
+def test_muon_is_optax_s_where_that_reaches(consistent_rms):
+  """If it fails, the name promises what it does not keep."""
+  grads = {'stack': grads_of((2, 3, 5)), 'bias': grads_of((3,))}
+  ours = optim.muon(0.1, consistent_rms=consistent_rms)
+  theirs = optax.contrib.muon(
+      0.1, consistent_rms=consistent_rms,
+      muon_weight_dimension_numbers={
+          'stack': optax.contrib.MuonDimensionNumbers(-2, -1), 'bias': None
+      },
+  )
+  params = {name: jnp.zeros(g[0].shape) for name, g in grads.items()}
+  states = [ours.init(params), theirs.init(params)]
+  for t in range(STEPS):
+    now = {name: jnp.asarray(g[t], jnp.float32) for name, g in grads.items()}
+    a, states[0] = ours.update(now, states[0], params)
+    b, states[1] = theirs.update(now, states[1], params)
+    for name in params:
+      np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-6)
 
 
 def test_functions_may_take_the_place_of_names():
@@ -225,11 +343,12 @@ def test_zero_and_nan_stay_where_they_are():
   for tx in (
       optim.m3(0.1), optim.delta_momentum(0.1), optim.multi_scale_momentum(0.1),
       optim.preconditioned_momentum(0.1), optim.feature_momentum(0.1),
-      optim.nonlinear_momentum(0.1), optim.dgd(0.1),
+      optim.nonlinear_momentum(0.1), optim.dgd(0.1), optim.deep_momentum(0.1),
+      optim.muon(0.1),
   ):
-    state = tx.init(params)
+    state, step = tx.init(params), jax.jit(tx.update)
     for _ in range(2):
-      updates, state = tx.update(grads, state, params)
+      updates, state = step(grads, state, params)
     assert np.isfinite(updates['good']).all()
     assert np.isfinite(updates['bias']).all()
     assert not np.asarray(updates['zero']).any()
@@ -246,11 +365,16 @@ def test_bad_options_say_what_would_do():
   for make, words in (
       (lambda: optim.scale_by_delta_momentum(gram='row'), 'vector, matrix'),
       (lambda: optim.scale_by_delta_momentum(normalize='l2'), 'soft, unit'),
+      (lambda: optim.scale_by_deep_momentum(objective='mse'), 'dot, l2'),
+      (lambda: optim.scale_by_deep_momentum(normalize='l2'), 'soft, unit'),
+      (lambda: optim.scale_by_deep_momentum(hidden=(0,)), r'\(0,\)'),
       (lambda: optim.scale_by_feature_momentum(feature='x'), 'signed_sqrt'),
       (lambda: optim.scale_by_nonlinear_momentum(output='x'), 'newton_schulz'),
       (lambda: optim.scale_by_m3(accumulate='mean'), "'ema' or 'sum'"),
       (lambda: optim.scale_by_m3(period=0), 'positive'),
       (lambda: optim.scale_by_m3(period=-3), '-3'),
+      (lambda: optim.scale_by_m3(period=1.5), 'positive integer; got 1.5'),
+      (lambda: optim.orthogonalize(jnp.eye(2), steps=-1), 'got -1'),
       (lambda: optim.dgd(0.1, fallback='adam'), 'adamw, sgd'),
       (
           lambda: optim.scale_by_multi_scale_momentum(periods=(1, 4, 6)),
@@ -267,9 +391,30 @@ def test_bad_options_say_what_would_do():
 
 
 @pytest.mark.parametrize(
+    'make',
+    [
+        lambda label_fn: optim.m3(0.1, label_fn=label_fn),
+        lambda label_fn: optim.muon(0.1, label_fn=label_fn),
+        lambda label_fn: optim.dgd(0.1, label_fn=label_fn),
+        lambda label_fn: optim.nested(
+            {'matrix': (optax.sgd(0.1), 1), 'other': (optax.sgd(0.1), 2)},
+            label_fn,
+        ),
+    ],
+)
+def test_an_unknown_label_is_named_with_its_leaf(make):
+  """If it fails, a typing error in a label is found by reading optax."""
+  tx = make(lambda params: {'block': {'w': 'matrix', 'b': 'vector'}})
+  words = "label 'vector' of leaf 'block/b' must be one of 'matrix', 'other'"
+  with pytest.raises(ValueError, match=words):
+    tx.init({'block': {'w': jnp.ones((3, 3)), 'b': jnp.ones(3)}})
+
+
+@pytest.mark.parametrize(
     'tx',
     [
         optim.scale_by_m3(),
+        optim.scale_by_muon(),
         optim.scale_by_nonlinear_momentum(output='newton_schulz'),
         optim.scale_by_delta_momentum(gram='matrix'),
     ],
@@ -299,3 +444,37 @@ def test_matrix_labels():
           'up': {'kernel': 'matrix', 'bias': 'other'},
       },
   }
+
+
+def test_matrix_labels_of_nnx_and_of_lists():
+  """If it fails, NNX models cannot be trained: labels differ by the box.
+
+  NNX gives an optimizer its variables at init and their arrays at update; a
+  list of layers is not a stack.
+  """
+
+  class Model(nnx.Module):
+    def __init__(self, rngs):
+      self.embed = nnx.Embed(9, 4, rngs=rngs)
+      self.layers = nnx.List([nnx.Linear(4, 4, rngs=rngs)])
+      self.lm_head = nnx.Linear(4, 9, rngs=rngs)
+
+    def __call__(self, tokens):
+      return self.lm_head(self.layers[0](self.embed(tokens)))
+
+  model = Model(nnx.Rngs(0))
+  variables = nnx.state(model, nnx.Param)
+  labels = optim.matrix_labels(variables)
+  pure = nnx.to_pure_dict(variables)
+  assert jax.tree.leaves(labels) == jax.tree.leaves(optim.matrix_labels(pure))
+  assert optim.matrix_labels(pure) == {
+      'embed': {'embedding': 'other'},
+      'layers': {0: {'bias': 'other', 'kernel': 'matrix'}},
+      'lm_head': {'bias': 'other', 'kernel': 'other'},
+  }
+  tokens = jnp.arange(5)
+  loss = lambda model: jnp.mean(model(tokens) ** 2)
+  optimizer = nnx.Optimizer(model, optim.m3(0.01), wrt=nnx.Param)
+  before = loss(model)
+  optimizer.update(model, nnx.grad(loss)(model))
+  assert loss(model) < before

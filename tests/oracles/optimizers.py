@@ -37,6 +37,53 @@ def delta_momentum(grads, decay, delta, gram, normalize):
   return out
 
 
+def deep_momentum(grads, start, decay, rate, objective, normalize):
+  """An MLP by hand-written backpropagation; `start`: A_0, ..., as drawn."""
+  rows, columns = grads[0].shape
+  first = [np.zeros((rows, columns)), *start]
+  if start:
+    first.append(np.zeros((start[-1].shape[1], columns)))
+  weights = list(first)
+
+  def forward(keys):
+    values = [keys]
+    for w in weights[1:-1]:
+      values.append(np.maximum(w.T @ values[-1], 0))
+    return values
+
+  def backward(values, error):
+    """Of <m(U), error>, error [out of m, column]: dM, dA, ..., dB and dU."""
+    d_linear = values[0] @ error.T
+    d_keys = weights[0] @ error
+    if len(weights) == 1:
+      return [d_linear], d_keys
+    found, d = [values[-1] @ error.T], weights[-1] @ error
+    for w, y, x in zip(weights[-2:0:-1], values[:0:-1], values[-2::-1]):
+      d = d * (y > 0)
+      found.insert(0, x @ d.T)
+      d = w @ d
+    return [d_linear, *found], d_keys + d
+
+  out = []
+  for g in grads:
+    size = np.linalg.norm(g)
+    keys = {'soft': g / (1 + size), 'unit': g / size, 'none': g}[normalize]
+    values, one = forward(keys), np.eye(columns)
+    error = one
+    if objective == 'l2':
+      mapped = weights[0].T @ keys
+      if start:
+        mapped = mapped + weights[-1].T @ values[-1]
+      error = one - mapped
+    steps, _ = backward(values, error)
+    weights = [
+        o + decay * (w - o) + rate * d
+        for o, w, d in zip(first, weights, steps)
+    ]
+    out.append(backward(forward(keys), one)[1])
+  return out
+
+
 def preconditioned_momentum(grads, decay, b2=0.999, eps=1e-8):
   m, v = 0.0, 0.0
   out = []
@@ -84,6 +131,18 @@ def multi_scale_momentum(grads, periods, decays, weights, accumulate):
       if len(windows[i]) == p:  # seen from the next step on
         absorb()
     out.append(total)
+  return out
+
+
+def muon(grads, beta=0.95, steps=5, eps=1e-8, nesterov=True):
+  m, out = 0.0, []
+  height, width = grads[0].shape[-2:]
+  for t, g in enumerate(grads, 1):
+    m = beta * m + (1 - beta) * g
+    ahead = m / (1 - beta**t)
+    if nesterov:
+      ahead = beta * m / (1 - beta ** (t + 1)) + (1 - beta) * g / (1 - beta**t)
+    out.append(max(1, width / height) ** 0.5 * newton_schulz(ahead, steps, eps))
   return out
 
 

@@ -1,0 +1,28 @@
+"""A small ViT on scikit-learn's digits, trained by each optimizer.
+
+  pip install 'hope_jax[images]'
+  python -m hope_jax.evals.optimizers experiments/optimizers/digits.py
+
+1,437 pictures of 8 x 8 to train on, 360 held out. What came of it, and how long
+it took: experiments/optimizers/README.md.
+"""
+
+import ml_collections
+
+
+def get_config(form: str = 'full') -> ml_collections.ConfigDict:
+  tiny = form == 'tiny'
+  return ml_collections.ConfigDict({
+      'task': 'images',
+      'steps': 4 if tiny else 300,
+      'trials': 2 if tiny else 5,
+      'seeds': (1,) if tiny else (1, 2, 3),
+      'vit': {
+          'patch': 4 if tiny else 2,
+          'dim': 8 if tiny else 48,
+          'layers': 1 if tiny else 3,
+          'heads': 2 if tiny else 4,
+          'hidden': 16 if tiny else 192,
+      },
+      'images': {'source': 'digits', 'batch_size': 60},
+  })

@@ -1,0 +1,39 @@
+"""The paper's own comparison: ViT-S/16 and ViT-B/16 on ImageNet-21k (NL §9.7).
+
+  python -m hope_jax.evals.optimizers experiments/optimizers/imagenet.py
+
+and with --form=base for the larger.
+
+Any set of images that TFDS has prepared with file_format='array_record' will
+do; set the names and the number of classes below. Not run here: it wants a pod,
+and this runner trains on one device. The paper gives the number of classes, the
+patch size and the width of the MLPs, and neither steps, batch nor rates.
+"""
+
+import ml_collections
+
+
+def get_config(form: str = 'full') -> ml_collections.ConfigDict:
+  base = form == 'base'
+  return ml_collections.ConfigDict({
+      'task': 'images',
+      'optimizers': ('adamw', 'muon', 'm3'),
+      'steps': 100_000,
+      'vit': {
+          'patch': 16,
+          'dim': 768 if base else 384,
+          'layers': 12,
+          'heads': 12 if base else 6,
+          'hidden': 3072 if base else 1536,
+          'dtype': 'bfloat16',
+      },
+      'images': {
+          'source': 'tfds',
+          'path': 'imagenet21k_p@train',
+          'heldout_path': 'imagenet21k_p@validation',
+          'classes': 10_450,
+          'image_size': 224,
+          'channels': 3,
+          'batch_size': 1024,
+      },
+  })

@@ -1,0 +1,27 @@
+"""The paper's toy landscape (NL Eq. 53, Fig. 4): two numbers, a winding valley.
+
+  python -m hope_jax.evals.optimizers experiments/optimizers/landscape.py
+
+From (-3.5, 2), the paper's start, and nine starts near it. The constants of
+the valley, which the paper does not give, are in evals/optimizers.py. A minute
+on one core. What came of it: experiments/optimizers/README.md.
+"""
+
+import ml_collections
+
+
+def get_config(form: str = 'full') -> ml_collections.ConfigDict:
+  tiny = form == 'tiny'
+  return ml_collections.ConfigDict({
+      'task': 'landscape',
+      # DGD needs the inputs of a layer, which two numbers do not have.
+      'optimizers': (
+          'adamw', 'muon', 'adamuon', 'm3', 'momentum', 'delta_momentum',
+          'deep_momentum',
+      ),
+      'steps': 20 if tiny else 500,
+      'trials': 2 if tiny else 16,
+      'seeds': (1,) if tiny else tuple(range(1, 10)),
+      'warmup': 0.0,
+      'clip_norm': 1e9,  # as good as none
+  })

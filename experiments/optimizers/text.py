@@ -1,0 +1,37 @@
+"""A byte language model on Python's standard library, by each optimizer.
+
+  python -m hope_jax.evals.optimizers experiments/optimizers/text.py
+
+A Transformer++ of this package, 0.38 M parameters, stacked layers, 150 steps of
+512 bytes. What came of it, and how long it took:
+experiments/optimizers/README.md.
+"""
+
+import ml_collections
+
+
+def get_config(form: str = 'full') -> ml_collections.ConfigDict:
+  tiny = form == 'tiny'
+  return ml_collections.ConfigDict({
+      'task': 'text',
+      'optimizers': (
+          'adamw', 'muon', 'm3', 'adamuon', 'dgd', 'delta_momentum', 'momentum',
+      ),
+      'steps': 4 if tiny else 150,
+      'trials': 2 if tiny else 4,
+      'seeds': (1,) if tiny else (1, 2, 3),
+      'eval_batches': 1 if tiny else 16,
+      'model': {
+          'architecture': 'transformer',
+          'dim': 16 if tiny else 96,
+          'layers': 1 if tiny else 3,
+          'heads': 2 if tiny else 4,
+          'attention_window': 32 if tiny else 128,
+          'remat': 'none',
+      },
+      'data': {
+          'sequence_length': 32 if tiny else 128,
+          'batch_size': 2 if tiny else 4,
+          'align': 1,
+      },
+  })

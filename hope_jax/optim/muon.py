@@ -1,0 +1,169 @@
+"""Muon where optax's own does not reach: explicit meshes, bfloat16, stacks.
+
+Muon is momentum read through Newton-Schulz: the linear memory of NL Eq. 52 with
+an orthogonal output (Eq. 42-44). On one device, in float32, this is
+`optax.contrib.muon` with the same defaults, number for number, and with the
+dimension numbers that take each matrix of a stack [..., in, out] by itself. Two
+things differ. Matrices that are sharded over explicit mesh axes are gathered
+for the iteration, where optax's raises an error; and momentum is float32
+whatever the parameters are, while an update keeps the gradient's dtype.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hope_jax.optim import leaves, newton_schulz
+from hope_jax.types import Array, PyTree
+
+
+class MuonState(NamedTuple):
+  """State of `scale_by_muon`."""
+
+  count: Array  # int32 [], gradients seen
+  momentum: PyTree  # m, like the parameters, float32 or wider
+
+
+def scale_by_muon(
+    *,
+    beta: float = 0.95,
+    ns_steps: int = 5,
+    eps: float = 1e-8,
+    nesterov: bool = True,
+    consistent_rms: float | None = None,
+) -> optax.GradientTransformation:
+  """Momentum, orthogonalised (Jordan et al., 2024; NL Eq. 42-44, 52).
+
+      m <- beta m + (1 - beta) g
+      update = sqrt(max(1, out / in)) NS(beta m + (1 - beta) g)
+
+  both terms bias-corrected as in optax; without Nesterov NS(m).
+
+  Args:
+    beta: what momentum keeps of itself.
+    ns_steps: Newton-Schulz iterations.
+    eps: added to the Frobenius norm.
+    nesterov: whether the gradient is counted once more.
+    consistent_rms: where given, an update has this root mean square, whatever
+      its shape: the factor is consistent_rms sqrt(max(in, out)) instead.
+
+  Returns:
+    A transformation with a `MuonState`. A zero gradient gives a zero update;
+    NaN stays in its matrix.
+
+  Raises:
+    ValueError: at init, a leaf that is no matrix.
+
+  References:
+    Jordan, `modded-nanogpt <https://github.com/KellerJordan/modded-nanogpt>`_,
+    2024.
+
+    Liu et al., `Muon is Scalable for LLM Training
+    <https://arxiv.org/abs/2502.16982>`_, 2025: consistent_rms.
+
+    Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025,
+    §4.2, Eq. 42-44, and §4.4, Eq. 52.
+  """
+
+  def init(params):
+    leaves.require_matrices(params, 'Muon')
+    return MuonState(jnp.zeros([], jnp.int32), leaves.zeros(params))
+
+  def update(grads, state, params=None):
+    del params
+    count = state.count + 1
+    unbias = lambda n: 1 / (1 - jnp.asarray(beta, float) ** n)
+
+    def absorb(g, m):
+      return (beta * m + (1 - beta) * g.astype(m.dtype)).astype(m.dtype)
+
+    def direction(g, m):
+      ahead = unbias(count) * m
+      if nesterov:
+        once_more = unbias(count) * (1 - beta) * g.astype(m.dtype)
+        ahead = beta * unbias(count + 1) * m + once_more
+      o = newton_schulz.orthogonalize(
+          ahead.astype(m.dtype), steps=ns_steps, eps=eps
+      )
+      height, width = g.shape[-2:]
+      scale = max(1, width / height) ** 0.5
+      if consistent_rms is not None:
+        scale = max(height, width) ** 0.5 * consistent_rms
+      return (scale * o).astype(g.dtype)
+
+    momentum = jax.tree.map(absorb, grads, state.momentum)
+    updates = jax.tree.map(direction, grads, momentum)
+    return updates, MuonState(count, momentum)
+
+  return optax.GradientTransformation(init, update)
+
+
+def muon(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    beta: float = 0.95,
+    ns_steps: int = 5,
+    eps: float = 1e-8,
+    nesterov: bool = True,
+    consistent_rms: float | None = None,
+    weight_decay: float = 0.0,
+    adam_learning_rate: optax.ScalarOrSchedule | None = None,
+    adam_b1: float = 0.9,
+    adam_b2: float = 0.999,
+    label_fn: Callable[[PyTree], PyTree] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  """Muon for matrices, AdamW for everything else; see `scale_by_muon`.
+
+  Args:
+    learning_rate: number or schedule.
+    beta: decay of the momentum.
+    ns_steps: Newton-Schulz iterations.
+    eps: of the Frobenius norm, and of Adam.
+    nesterov: of both.
+    consistent_rms: root mean square of a matrix's update; 0.2 is AdamW's. None:
+      grows with out / in.
+    weight_decay: decoupled, on matrices.
+    adam_learning_rate: of the other leaves; None: the same.
+    adam_b1: decay of their first moment.
+    adam_b2: decay of their second moment.
+    label_fn: parameters -> a tree of 'matrix' and 'other'. None goes by shape
+      and name, see `leaves.matrix_labels`; optax's goes by two axes alone, and
+      orthogonalises embeddings.
+
+  Returns:
+    A transformation.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from hope_jax import optim
+    >>> tx = optim.muon(0.02)
+    >>> params = {'stack': jnp.ones((2, 4, 3)), 'bias': jnp.ones(3)}
+    >>> loss = lambda p: jnp.sum(p['stack'] ** 2) + jnp.sum(p['bias'] ** 2)
+    >>> state = tx.init(params)
+    >>> update = jax.jit(tx.update)
+    >>> for _ in range(250):
+    ...   updates, state = update(jax.grad(loss)(params), state, params)
+    ...   params = optax.apply_updates(params, updates)
+    >>> bool(loss(params) < 0.1)
+    True
+  """
+  if adam_learning_rate is None:
+    adam_learning_rate = learning_rate
+  matrices = optax.chain(
+      scale_by_muon(
+          beta=beta, ns_steps=ns_steps, eps=eps, nesterov=nesterov,
+          consistent_rms=consistent_rms,
+      ),
+      optax.add_decayed_weights(weight_decay),
+      optax.scale_by_learning_rate(learning_rate),
+  )
+  others = optax.adamw(
+      adam_learning_rate, b1=adam_b1, b2=adam_b2, eps=eps, weight_decay=0.0,
+      nesterov=nesterov,
+  )
+  return leaves.partition(
+      {'matrix': matrices, 'other': others}, label_fn or leaves.matrix_labels
+  )
