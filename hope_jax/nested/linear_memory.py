@@ -101,7 +101,7 @@ def layer(
     room for, see `levels.token_grid`), and the memory after the last token.
   """
   batch, length, heads, width = k.shape
-  tile = min(default_tile(width), length)
+  tile = min(default_tile(width, 'xla'), length)
   grid = levels.token_grid(
       batch, length, tile=tile, period=tile, starts=starts, present=present
   )
