@@ -142,7 +142,7 @@ def setting(results: Results) -> str:
       f'{size}{config["steps"]} steps, at most {trials} trials of the learning'
       f' rate at seed 0, then {len(config["seeds"])} runs; median, and [lowest,'
       f' highest]. {machine["cpu"]}, {machine["cores"]} core, jax'
-      f' {machine["jax"]}, optax {machine["optax"]}, commit'
+      f' {machine["jax"]}, optax {machine["optax"]}; joined at commit'
       f' {machine["commit"]}, {machine["date"]}.'
   )
 
