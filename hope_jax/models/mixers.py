@@ -214,17 +214,16 @@ class SelfModifyingTitans(MemoryMixer):
         'k': memory('k', head_dim, small),
         'v': memory('v', head_dim, small),
         'eta': memory('eta', 1, small),
-        'alpha': memory('alpha', 1, small),
     }
     params = {
         'memories': memories,
-        'bias_eta': self.param(
-            'bias_eta', bias(eta_gate), (heads,)
-        ),
-        'bias_alpha': self.param(
-            'bias_alpha', bias(_logit(config.retention_init)), (heads,)
-        ),
+        'bias_eta': self.param('bias_eta', bias(eta_gate), (heads,)),
     }
+    if config.retention:
+      memories['alpha'] = memory('alpha', 1, small)
+      params['bias_alpha'] = self.param(
+          'bias_alpha', bias(_logit(config.retention_init)), (heads,)
+      )
     if 'q' in options.adaptive:
       memories['q'] = memory('q', head_dim, small)
     else:

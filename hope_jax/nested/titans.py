@@ -209,13 +209,14 @@ def project(params, frozen, columns, x, options):
   def gate(name):
     return row(memory(name, x.k, 0) + params['bias_' + name])
 
-  log_alpha = jax.nn.log_sigmoid(gate('alpha'))
-  if not options.retention:
-    log_alpha = jnp.zeros_like(log_alpha)
+  eta_gate = gate('eta')
+  log_alpha = jnp.zeros_like(eta_gate)
+  if options.retention:
+    log_alpha = jax.nn.log_sigmoid(gate('alpha'))
   most, share = jnp.exp(log_alpha), jax.nn.sigmoid
   if options.eigenvalues == 'signed':
     most, share = 1 + most, jax.nn.hard_sigmoid
-  eta = most * options.eta_max * share(gate('eta'))
+  eta = most * options.eta_max * share(eta_gate)
   log_mu = None
   if options.momentum:
     log_mu = jax.nn.log_sigmoid(row(

@@ -18,9 +18,9 @@ B, T, H, K, F = 2, 40, 2, 64, 64
 EMULATED = pltpu.InterpretParams(detect_races=True)
 DEFAULT = dict(
     chunk=16, projection_chunk=16, objective='delta', target='bounded',
-    read='causal', eta_max=1.0, projection_eta=0.1, retention=True,
-    layers='all', momentum=True, adaptive=('k', 'v', 'eta', 'alpha'),
-    aligned=False, precision='float32',
+    read='causal', eta_max=1.0, eigenvalues='positive', projection_eta=0.1,
+    retention=True, layers='all', momentum=True,
+    adaptive=('k', 'v', 'eta', 'alpha'), aligned=False, precision='float32',
 )
 STARTS = np.zeros((B, T), bool)
 STARTS[0, [0, 5, 22]] = STARTS[1, 17] = True
@@ -100,6 +100,7 @@ def _compare(kind, starts=None, interpret=True, **changes):
         dict(projection_chunk=32, objective='l2', target='raw', momentum=False,
              eta_max=0.05, read='boundary'),
         dict(precision='bf16'),
+        dict(eigenvalues='signed', momentum=False),
     ],
     ids=str,
 )
