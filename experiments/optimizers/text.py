@@ -18,20 +18,20 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
           'adamw', 'muon', 'm3', 'adamuon', 'dgd', 'delta_momentum', 'momentum',
       ),
       'steps': 4 if tiny else 150,
-      'trials': 2 if tiny else 4,
+      'trials': 2 if tiny else 6,
       'seeds': (1,) if tiny else (1, 2, 3),
       'eval_batches': 1 if tiny else 16,
       'model': {
           'architecture': 'transformer',
           'dim': 16 if tiny else 96,
           'layers': 1 if tiny else 3,
-          'heads': 2 if tiny else 4,
+          'heads': 2 if tiny else 6,
           'attention_window': 32 if tiny else 128,
           'remat': 'none',
       },
       'data': {
           'sequence_length': 32 if tiny else 128,
-          'batch_size': 2 if tiny else 4,
+          'batch_size': 2 if tiny else 6,
           'align': 1,
       },
   })
