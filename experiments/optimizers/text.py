@@ -25,7 +25,7 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
           'architecture': 'transformer',
           'dim': 16 if tiny else 96,
           'layers': 1 if tiny else 3,
-          'heads': 2 if tiny else 6,
+          'heads': 2 if tiny else 4,
           'attention_window': 32 if tiny else 128,
           'remat': 'none',
       },
