@@ -31,7 +31,7 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
       },
       'data': {
           'sequence_length': 32 if tiny else 128,
-          'batch_size': 2 if tiny else 6,
+          'batch_size': 2 if tiny else 4,
           'align': 1,
       },
   })
