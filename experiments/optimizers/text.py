@@ -18,7 +18,7 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
           'adamw', 'muon', 'm3', 'adamuon', 'dgd', 'delta_momentum', 'momentum',
       ),
       'steps': 4 if tiny else 150,
-      'trials': 2 if tiny else 4,
+      'trials': 2 if tiny else 6,
       'seeds': (1,) if tiny else (1, 2, 3),
       'eval_batches': 1 if tiny else 16,
       'model': {

@@ -75,7 +75,7 @@ def table(results: Results) -> str:
   for name in ranked(results):
     found = results['optimizers'][name]
     runs = found['runs']
-    row = [NAMES[name], f'{found["learning_rate"]:g}']
+    row = [NAMES[name], _rate(found)]
     if landscape:
       there = sorted(r['settled'] for r in runs if r['settled'] is not None)
       steps = f'median {statistics.median(there):g}' if there else 'never'
@@ -93,6 +93,15 @@ def table(results: Results) -> str:
       ]
     rows.append(row)
   return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
+
+
+def _rate(found: Mapping[str, Any]) -> str:
+  """The rate of the runs, and whether the search ended at its border."""
+  rate, tried = found['learning_rate'], [float(r) for r in found['trials']]
+  for end, name in ((max(tried), 'highest'), (min(tried), 'lowest')):
+    if rate == end and len(tried) > 1:
+      return f'{rate:g} ({name} tried)'
+  return f'{rate:g}'
 
 
 def ranked(results: Results) -> list[str]:

@@ -5,9 +5,9 @@
 Each optimizer has a number of trials, with the seed 0, to find its learning
 rate, and then a run at the best for each other seed. The search starts at a
 usual rate, walks in factors of three towards the lower held-out loss, and then
-looks half a factor to either side: no rate is best for being at the end of a
-grid. Every run is a JSON file of its own in the work folder; the same command
-again goes on where it stopped. At the end all are joined into one.
+looks half a factor to either side. Every run is a JSON file of its own in the
+work folder; the same command again goes on where it stopped. At the end all are
+joined into one.
 
 The tasks: the toy landscape of NL Eq. 53, a ViT on images (§9.7), a language
 model on bytes. There is one learning rate for all parameters, for which the

@@ -123,7 +123,7 @@ def made_up(**losses):
   return {
       'config': {'task': 'images', 'seeds': [1, 2], 'steps': 3, 'trials': 2},
       'optimizers': {
-          name: {'learning_rate': 0.1, 'runs': runs(x)}
+          name: {'learning_rate': 0.1, 'trials': {'0.1': 1.0}, 'runs': runs(x)}
           for name, x in losses.items()
       },
   }
