@@ -105,13 +105,15 @@ def inverse_unit_lower(lower: Array, precision: str = 'float32') -> Array:
   Doubles the size of exact diagonal blocks: with T_b the inverse of the b x b
   blocks and L_b what joins two of them, T_2b = T_b - T_b L_b T_b. Every T_b is
   a true inverse, so keys that repeat cannot blow up powers of `lower` as they
-  do in a Neumann series. With bfloat16 products the result is good to two
-  digits; a Newton step T + T (I - (I + L) T), its residual in twice bfloat16,
-  makes that four.
+  do in a Neumann series.
+
+  With bfloat16 products the result is good to two digits. A Newton step
+  T + T (I - (I + L) T), its residual in twice bfloat16, makes that four.
   """
   size = lower.shape[-1]
   index = jnp.arange(size)
-  inverse = jnp.broadcast_to(jnp.eye(size, dtype=lower.dtype), lower.shape)
+  eye = jnp.eye(size, dtype=lower.dtype)
+  inverse = jnp.broadcast_to(eye, lower.shape)
   block = 1
   while block < size:
     row, column = index[:, None] // block, index[None, :] // block
@@ -124,16 +126,24 @@ def inverse_unit_lower(lower: Array, precision: str = 'float32') -> Array:
           inverse, matmul(middle, inverse, precision), precision
       )
     block *= 2
-  if precision == 'float32' or size <= 2:
+  if precision == 'float32':
     return inverse
-  # The rounded T is the one improved, so that only L needs a second part.
-  inverse = inverse.astype(jnp.bfloat16).astype(lower.dtype)
-  high = lower.astype(jnp.bfloat16).astype(lower.dtype)
+  high = _leading_half(lower)
+  # The shortened T is the one improved, so that only L needs a second part.
+  inverse = _leading_half(inverse)
   parts = jnp.concatenate([high, lower - high], axis=-2)
   parts = matmul(parts, inverse, precision)
-  product = parts[..., :size, :] + parts[..., size:, :]
-  residual = jnp.eye(size, dtype=lower.dtype) - inverse - product
+  residual = eye - inverse - (parts[..., :size, :] + parts[..., size:, :])
   return inverse + matmul(inverse, residual, precision)
+
+
+def _leading_half(x: Array) -> Array:
+  """float32 x with its first 16 bits, which bfloat16 holds exactly.
+
+  As a mask, because compilers may leave out a cast there and back.
+  """
+  bits = jax.lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0xFFFF0000)
+  return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def prefix(x: Array) -> Array:
@@ -301,6 +311,7 @@ def chunk_step(
     momentum: tuple[Array, Flow] | None = None,
     groups: Groups | None = None,
     precision: str = 'float32',
+    inverse: Array | None = None,
 ) -> tuple[Array | None, Array, Array | None]:
   """One chunk of the recurrence, exactly; leading axes are batched.
 
@@ -319,6 +330,7 @@ def chunk_step(
     groups: (columns, share) of memories that stand side by side in V and differ
       in their rate, share * eta; the outputs are those of the first. None: one.
     precision: 'float32', or 'bf16' for bfloat16 operands of the large products.
+    inverse: `system_inverse`, where it is known (one group, no momentum).
 
   Returns:
     Outputs [..., C, V of the first group] or None, the new state, the new
@@ -340,12 +352,11 @@ def chunk_step(
   if erase or reads:
     retrieved, q_retrieved = _split(matmul(rows, state, precision), k)
     gram, scores = _split(matmul(rows, transpose(k), precision), k)
-  e = eta * u
+  x = u - kept.enter * retrieved if erase else u
+  e = _shared(eta * x, groups)
   if erase:
-    rhs = _shared(e - eta * kept.enter * retrieved, groups)
-    e = _solve(eta * kept.keep * gram, rhs, groups, precision)
-  else:
-    e = _shared(e, groups)
+    lower = eta * (kept.keep * gram)
+    e = _solve(lower, e, groups, precision, inverse)
   o = None
   width = groups[0][0]
   if read == 'chunk':
@@ -377,8 +388,25 @@ def _shared(x: Array, groups: Groups) -> Array:
   return x * jnp.concatenate(shares, axis=-1)
 
 
-def _solve(lower: Array, rhs: Array, groups: Groups, precision: str) -> Array:
+def system_inverse(
+    k: Array, eta: Array, log_alpha: Array, precision: str
+) -> Array:
+  """(I + L)^{-1} of a chunk, [..., C, C]; it does not depend on the state."""
+  gram = matmul(k, transpose(k), precision)
+  lower = column(eta) * (decay(log_alpha, precision).keep * gram)
+  return inverse_unit_lower(lower, precision)
+
+
+def _solve(
+    lower: Array,
+    rhs: Array,
+    groups: Groups,
+    precision: str,
+    inverse: Array | None = None,
+) -> Array:
   """(I + share * lower)^{-1} rhs, each group of columns with its share."""
+  if inverse is not None:
+    return unit_lower_solve(lower, inverse, rhs, precision)
   scaled = {share: share * lower for _, share in groups}
   inverses = {
       share: inverse_unit_lower(jax.lax.stop_gradient(x), precision)
