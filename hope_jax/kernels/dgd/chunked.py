@@ -105,13 +105,15 @@ def inverse_unit_lower(lower: Array, precision: str = 'float32') -> Array:
   Doubles the size of exact diagonal blocks: with T_b the inverse of the b x b
   blocks and L_b what joins two of them, T_2b = T_b - T_b L_b T_b. Every T_b is
   a true inverse, so keys that repeat cannot blow up powers of `lower` as they
-  do in a Neumann series. With bfloat16 products the result is good to two
-  digits; a Newton step T + T (I - (I + L) T), its residual in twice bfloat16,
-  makes that four.
+  do in a Neumann series.
+
+  With bfloat16 products the result is good to two digits. A Newton step
+  T + T (I - (I + L) T), its residual in twice bfloat16, makes that four.
   """
   size = lower.shape[-1]
   index = jnp.arange(size)
-  inverse = jnp.broadcast_to(jnp.eye(size, dtype=lower.dtype), lower.shape)
+  eye = jnp.eye(size, dtype=lower.dtype)
+  inverse = jnp.broadcast_to(eye, lower.shape)
   block = 1
   while block < size:
     row, column = index[:, None] // block, index[None, :] // block
@@ -124,16 +126,24 @@ def inverse_unit_lower(lower: Array, precision: str = 'float32') -> Array:
           inverse, matmul(middle, inverse, precision), precision
       )
     block *= 2
-  if precision == 'float32' or size <= 2:
+  if precision == 'float32':
     return inverse
-  # The rounded T is the one improved, so that only L needs a second part.
-  inverse = inverse.astype(jnp.bfloat16).astype(lower.dtype)
-  high = lower.astype(jnp.bfloat16).astype(lower.dtype)
+  high = _leading_half(lower)
+  # The shortened T is the one improved, so that only L needs a second part.
+  inverse = _leading_half(inverse)
   parts = jnp.concatenate([high, lower - high], axis=-2)
   parts = matmul(parts, inverse, precision)
-  product = parts[..., :size, :] + parts[..., size:, :]
-  residual = jnp.eye(size, dtype=lower.dtype) - inverse - product
+  residual = eye - inverse - (parts[..., :size, :] + parts[..., size:, :])
   return inverse + matmul(inverse, residual, precision)
+
+
+def _leading_half(x: Array) -> Array:
+  """float32 x with its first 16 bits, which bfloat16 holds exactly.
+
+  As a mask, because compilers may leave out a cast there and back.
+  """
+  bits = jax.lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0xFFFF0000)
+  return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def prefix(x: Array) -> Array:
@@ -340,12 +350,10 @@ def chunk_step(
   if erase or reads:
     retrieved, q_retrieved = _split(matmul(rows, state, precision), k)
     gram, scores = _split(matmul(rows, transpose(k), precision), k)
-  e = eta * u
+  x = u - kept.enter * retrieved if erase else u
+  e = _shared(eta * x, groups)
   if erase:
-    rhs = _shared(e - eta * kept.enter * retrieved, groups)
-    e = _solve(eta * kept.keep * gram, rhs, groups, precision)
-  else:
-    e = _shared(e, groups)
+    e = _solve(eta * (kept.keep * gram), e, groups, precision)
   o = None
   width = groups[0][0]
   if read == 'chunk':
