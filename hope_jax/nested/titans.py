@@ -211,7 +211,7 @@ def tile_params(params: dict, initial: dgd.Bank | None) -> dict:
   return jax.tree.map(lambda x: x[None], shared)
 
 
-def tile_step(params, carry, xs, marks, *, layout: Layout):
+def tile_step(params, carry, xs, marks, kept=(), *, layout: Layout):
   """One tile of the layer: what XLA and the TPU kernel both run.
 
   Args:
@@ -220,11 +220,13 @@ def tile_step(params, carry, xs, marks, *, layout: Layout):
       [R, ., .].
     xs: `Streams`, [B, H, C, K] or [R, C, K].
     marks: `Marks`, [B, 1 or H, C] or [R, C].
+    kept: nothing; see `tile_scan`.
     layout: what is static.
 
   Returns:
     The carry, and (outputs like xs, statistics like marks).
   """
+  del kept
   options, columns = layout.options, layout.columns
   bank, frozen, momentum = carry
   if layout.restarts:

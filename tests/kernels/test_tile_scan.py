@@ -11,12 +11,17 @@ from hope_jax.kernels.dgd.tile_scan import tile_scan
 B, T, H, C = 4, 21, 4, 8
 
 
-def _step(params, carry, xs, marks):
+def _keep(xs):
+  return jnp.matmul(xs[1], jnp.swapaxes(xs[1], -1, -2))
+
+
+def _step(params, carry, xs, marks, kept):
   """A recurrence that uses every kind of array, and both kinds of params."""
   wide, narrow, number = xs
   own, shared = params
   weight = (number * marks)[..., None]
   values = jnp.tanh(jnp.matmul(narrow, shared)) + weight * wide
+  values = values + 0.1 * jnp.matmul(kept, wide)
   new = 0.5 * carry + own + jnp.matmul(jnp.swapaxes(narrow, -1, -2), values)
   return new, (jnp.matmul(narrow, carry), jnp.sum(values, axis=-1))
 
@@ -45,7 +50,10 @@ def _serial(params, carry, xs):
   params, carry = jax.tree.map(flat, (params, carry))
   xs, marks = jax.tree.map(tiles, (xs, MARKS))
   carry, ys = jax.lax.scan(
-      lambda c, x: _step(params, c, *x), carry, (xs, marks)
+      lambda c, x: _step(
+          params, c, *x, jax.lax.stop_gradient(_keep(x[0]))
+      ),
+      carry, (xs, marks),
   )
 
   def tokens(y):
@@ -72,7 +80,7 @@ def _pulled(f):
 def test_the_kernel_is_the_scan(rows, heads, group, save_states):
   """If this fails, a block is cut wrongly, or a gradient is not gathered."""
   plan = Plan(C, rows, heads, save_states, group, None, True)
-  actual = _pulled(lambda p, c, x: tile_scan(_step, p, c, x, MARKS, plan))
+  actual = _pulled(lambda p, c, x: tile_scan(_step, p, c, x, MARKS, plan, _keep))
   expected = _pulled(_serial)
   for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
     assert a.shape == e.shape

@@ -311,6 +311,7 @@ def chunk_step(
     momentum: tuple[Array, Flow] | None = None,
     groups: Groups | None = None,
     precision: str = 'float32',
+    inverse: Array | None = None,
 ) -> tuple[Array | None, Array, Array | None]:
   """One chunk of the recurrence, exactly; leading axes are batched.
 
@@ -329,6 +330,7 @@ def chunk_step(
     groups: (columns, share) of memories that stand side by side in V and differ
       in their rate, share * eta; the outputs are those of the first. None: one.
     precision: 'float32', or 'bf16' for bfloat16 operands of the large products.
+    inverse: `system_inverse`, where it is known (one group, no momentum).
 
   Returns:
     Outputs [..., C, V of the first group] or None, the new state, the new
@@ -353,7 +355,8 @@ def chunk_step(
   x = u - kept.enter * retrieved if erase else u
   e = _shared(eta * x, groups)
   if erase:
-    e = _solve(eta * (kept.keep * gram), e, groups, precision)
+    lower = eta * (kept.keep * gram)
+    e = _solve(lower, e, groups, precision, inverse)
   o = None
   width = groups[0][0]
   if read == 'chunk':
@@ -385,8 +388,25 @@ def _shared(x: Array, groups: Groups) -> Array:
   return x * jnp.concatenate(shares, axis=-1)
 
 
-def _solve(lower: Array, rhs: Array, groups: Groups, precision: str) -> Array:
+def system_inverse(
+    k: Array, eta: Array, log_alpha: Array, precision: str
+) -> Array:
+  """(I + L)^{-1} of a chunk, [..., C, C]; it does not depend on the state."""
+  gram = matmul(k, transpose(k), precision)
+  lower = column(eta) * (decay(log_alpha, precision).keep * gram)
+  return inverse_unit_lower(lower, precision)
+
+
+def _solve(
+    lower: Array,
+    rhs: Array,
+    groups: Groups,
+    precision: str,
+    inverse: Array | None = None,
+) -> Array:
   """(I + share * lower)^{-1} rhs, each group of columns with its share."""
+  if inverse is not None:
+    return unit_lower_solve(lower, inverse, rhs, precision)
   scaled = {share: share * lower for _, share in groups}
   inverses = {
       share: inverse_unit_lower(jax.lax.stop_gradient(x), precision)

@@ -93,7 +93,8 @@ def recurrence(
   xs = q, k, u, eta, log_alpha
   if segment_ids is None:
     step = functools.partial(_step, read=read, precision=precision)
-    (state,), o = tile_scan(step, (), (state,), xs, (), scan_plan)
+    keep = functools.partial(_keep, precision=precision)
+    (state,), o = tile_scan(step, (), (state,), xs, (), scan_plan, keep)
     return o, state
   step = functools.partial(_segment_step, read=read, precision=precision)
   where = segments.tile_positions(segment_ids, tile)
@@ -106,18 +107,26 @@ def recurrence(
   return o, state
 
 
-def _step(params, carry, xs, marks, *, read, precision):
+def _keep(xs, *, precision):
+  """The inverse of a tile, as its products take it."""
+  _, k, _, eta, log_alpha = (x.astype(jnp.float32) for x in xs)
+  inverse = chunked.system_inverse(k, eta, log_alpha, precision)
+  return inverse.astype(jnp.bfloat16) if precision == 'bf16' else inverse
+
+
+def _step(params, carry, xs, marks, inverse, *, read, precision):
   """A tile: carry is the state alone."""
   del params, marks
   o, state, _ = chunked.chunk_step(
       *carry, *(x.astype(jnp.float32) for x in xs), read=read,
-      precision=precision,
+      precision=precision, inverse=inverse,
   )
   return (state,), o.astype(xs[2].dtype)
 
 
-def _segment_step(params, carry, xs, marks, *, read, precision):
+def _segment_step(params, carry, xs, marks, kept, *, read, precision):
   """A tile with segments: params is the state that they start from."""
+  del kept
   o, states = segments.segment_step(
       (carry[0], carry[-1]), *params, *(x.astype(jnp.float32) for x in xs),
       marks, read=read, precision=precision,

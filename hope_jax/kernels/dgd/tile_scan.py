@@ -1,6 +1,6 @@
 """A scan over tiles of tokens as one TPU kernel, forward and backward.
 
-    carry_n, ys_n = step(params, carry_{n-1}, xs_n, marks_n)     n = 1 .. N
+    carry_n, ys_n = step(params, carry_{n-1}, xs_n, marks_n, keep(xs_n))
 
 `step` is a pure function on the rows (batch and head) of one block. The forward
 kernel is its body; the backward kernel is `jax.vjp` of it, tile by tile in
@@ -30,8 +30,9 @@ from hope_jax.kernels.dgd import layouts
 from hope_jax.kernels.dgd.layouts import Plan
 from hope_jax.types import Array, PyTree
 
-# (params, carry, xs, marks) -> (carry, ys); leaves lead with rows [R, ...].
-Step = Callable[[PyTree, PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
+# (params, carry, xs, marks, kept) -> (carry, ys); leaves lead with R rows.
+Step = Callable[..., tuple[PyTree, PyTree]]
+Keep = Callable[[PyTree], PyTree]
 
 
 def tile_scan(
@@ -41,6 +42,7 @@ def tile_scan(
     xs: PyTree,
     marks: PyTree,
     plan: Plan,
+    keep: Keep | None = None,
 ) -> tuple[PyTree, PyTree]:
   """Scans `step` over tiles of tokens; differentiable in params, carry and xs.
 
@@ -54,6 +56,9 @@ def tile_scan(
     marks: like xs, but not differentiated (integers, flags); they may be
       given to the end of the last tile.
     plan: layout; B and H must be multiples of plan.rows and plan.heads.
+    keep: of a tile of xs, matrices [R, ., .] that `step` then gets as its last
+      argument; the backward pass reads those of the forward pass instead of
+      computing them again. They are not differentiated.
 
   Returns:
     The last carry, and the outputs [B, T, H, V] or [B, T, H].
@@ -68,7 +73,7 @@ def tile_scan(
   xs, marks = jax.tree.map(pad, (xs, marks))
   tiles = padded // plan.tile
   if plan.group >= tiles:
-    carry, ys = _scan(step, plan, params, carry, xs, marks)
+    carry, ys = _scan(step, keep, plan, params, carry, xs, marks)
     return carry, jax.tree.map(lambda y: y[:, :length], ys)
 
   def cut(x):  # [B, T, ...] -> [groups, B, T of a group, ...]
@@ -77,7 +82,7 @@ def tile_scan(
 
   # carry: of `step`; xs: the tiles of a group.
   carry, ys = jax.lax.scan(
-      lambda carry, x: _scan(step, plan, params, carry, *x),
+      lambda carry, x: _scan(step, keep, plan, params, carry, *x),
       carry, jax.tree.map(cut, (xs, marks)),
   )
 
@@ -120,22 +125,28 @@ def over_devices(f: Callable, partition: PartitionSpec | None) -> Callable:
   return run
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _scan(step, plan, params, carry, xs, marks):
-  carry, ys, _ = _forward(step, plan, params, carry, xs, marks, save=False)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _scan(step, keep, plan, params, carry, xs, marks):
+  carry, ys, *_ = _forward(
+      step, keep, plan, params, carry, xs, marks, save=False,
+      differentiated=False,
+  )
   return carry, ys
 
 
-def _scan_fwd(step, plan, params, carry, xs, marks):
+def _scan_fwd(step, keep, plan, params, carry, xs, marks):
   save = plan.save_states == 'hbm'
-  last, ys, saved = _forward(step, plan, params, carry, xs, marks, save=save)
-  return (last, ys), (params, saved if save else carry, xs, marks)
+  last, ys, saved, kept = _forward(
+      step, keep, plan, params, carry, xs, marks, save=save,
+      differentiated=True,
+  )
+  return (last, ys), (params, saved if save else carry, xs, marks, kept)
 
 
-def _scan_bwd(step, plan, residuals, cotangents):
-  params, states, xs, marks = residuals
+def _scan_bwd(step, keep, plan, residuals, cotangents):
+  params, states, xs, marks, kept = residuals
   dparams, dcarry, dxs = _backward(
-      step, plan, params, states, xs, marks, *cotangents
+      step, plan, params, states, xs, marks, kept, *cotangents
   )
   return dparams, dcarry, dxs, None
 
@@ -172,18 +183,14 @@ def _block(plan: Plan, x: Array, tokens: bool) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(shape, x.dtype)
 
 
-def _outputs(step, plan, params, carry, xs, marks) -> PyTree:
-  """Shapes of the outputs of all tiles, [B, T, H, ...]."""
-  blocks = [
+def _blocks(plan, params, carry, xs, marks) -> list[PyTree]:
+  """What `step` sees of its first four arguments."""
+  return [
       jax.tree.map(functools.partial(_block, plan, tokens=tokens), tree)
       for tree, tokens in (
           (params, False), (carry, False), (xs, True), (marks, True)
       )
   ]
-  ys = jax.eval_shape(step, *blocks)[1]
-  return jax.tree.map(
-      lambda y: jax.ShapeDtypeStruct((*_sizes(xs), *y.shape[2:]), y.dtype), ys
-  ), blocks
 
 
 def _call(plan: Plan, kernel, steps: int, sizes, scratch, cost, name):
@@ -244,19 +251,35 @@ def _cost(f, blocks, repeats: int, *arrays) -> pl.CostEstimate:
   )
 
 
-def _forward(step, plan, params, carry, xs, marks, *, save: bool):
-  """One sweep: the last carry, the outputs and, if asked, carries [N, ...]."""
+def _forward(
+    step, keep, plan, params, carry, xs, marks, *, save: bool,
+    differentiated: bool,
+):
+  """One sweep: last carry, outputs; if asked, carries and kept of all tiles."""
   b, t, h = sizes = _sizes(xs)
   tiles = t // plan.tile
-  ys, blocks = _outputs(step, plan, params, carry, xs, marks)
+  blocks = _blocks(plan, params, carry, xs, marks)
+  blocks.append(jax.eval_shape(keep, blocks[2]) if keep else ())
+  ys = jax.tree.map(
+      lambda y: jax.ShapeDtypeStruct((b, t, h, *y.shape[2:]), y.dtype),
+      jax.eval_shape(step, *blocks)[1],
+  )
   of_params, of_carry = (_matrices(plan, x, b) for x in (params, carry))
+  kept_blocks = blocks[-1] if differentiated else ()
+  of_kept = jax.tree.map(
+      lambda x: layouts.Matrix(plan, x.shape[1:]), kept_blocks
+  )
+  kept_shapes = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct((tiles, b, h, *x.shape[1:]), x.dtype),
+      kept_blocks,
+  )
   of_xs, of_marks, of_ys = (_tokens(plan, x) for x in (xs, marks, ys))
   saved = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct((tiles, *x.shape), x.dtype),
       carry if save else (),
   )
 
-  def kernel(params, carry, xs, marks, state, ys, saved):
+  def kernel(params, carry, xs, marks, state, ys, saved, kept):
     """state: the carry, resident. First tile: it is what was given."""
 
     @pl.when(pl.program_id(2) == 0)
@@ -266,9 +289,13 @@ def _forward(step, plan, params, carry, xs, marks, *, save: bool):
     now = _load(of_carry, state)
     if save:
       _store(of_carry, saved, now)
+    inputs = _load(of_xs, xs)
+    matrices = keep(inputs) if keep else ()
+    if differentiated:
+      _store(of_kept, kept, matrices)
     new, out = step(
-        _spread(of_params, _load(of_params, params)), now, _load(of_xs, xs),
-        _load(of_marks, marks),
+        _spread(of_params, _load(of_params, params)), now, inputs,
+        _load(of_marks, marks), matrices,
     )
     _store(of_carry, state, new)
     _store(of_ys, ys, out)
@@ -280,7 +307,7 @@ def _forward(step, plan, params, carry, xs, marks, *, save: bool):
       lambda leaf, y: jax.ShapeDtypeStruct(leaf.shape(b, t, h), y.dtype),
       tree, ys,
   )
-  last, out, kept = pl.pallas_call(
+  last, out, states, kept = pl.pallas_call(
       in_specs=(
           matrix_specs(of_params), matrix_specs(of_carry), token_specs(of_xs),
           token_specs(of_marks),
@@ -289,13 +316,14 @@ def _forward(step, plan, params, carry, xs, marks, *, save: bool):
           matrix_specs(of_carry),
           token_specs(of_ys),
           jax.tree.map(lambda x: x.saved_spec(now), of_carry) if save else (),
+          jax.tree.map(lambda x: x.saved_spec(now), of_kept),
       ),
-      out_shape=(_shapes(carry), hbm(of_ys), saved),
+      out_shape=(_shapes(carry), hbm(of_ys), saved, kept_shapes),
       **_call(
           plan, kernel, tiles, sizes, (),
           _cost(
               step, blocks, tiles * (b // plan.rows) * (h // plan.heads),
-              params, carry, carry, xs, marks, ys, saved,
+              params, carry, carry, xs, marks, ys, saved, kept_shapes,
           ),
           'tile_scan_forward',
       ),
@@ -306,25 +334,33 @@ def _forward(step, plan, params, carry, xs, marks, *, save: bool):
       ),
   )
   out = jax.tree.map(lambda leaf, y: leaf.from_hbm(y), of_ys, out)
-  return last, out, kept
+  return last, out, states, kept
 
 
-def _backward(step, plan, params, states, xs, marks, dlast, dys):
+def _backward(step, plan, params, states, xs, marks, kept, dlast, dys):
   """The reverse sweep: gradients of params, of the first carry and of xs."""
   b, t, h = sizes = _sizes(xs)
   tiles = t // plan.tile
   recompute = plan.save_states == 'recompute'
   of_params, of_carry = _matrices(plan, params, b), _matrices(plan, dlast, b)
   of_xs, of_marks, of_dys = (_tokens(plan, x) for x in (xs, marks, dys))
-  _, blocks = _outputs(step, plan, params, dlast, xs, marks)
+  of_kept = jax.tree.map(lambda x: layouts.Matrix(plan, x.shape[3:]), kept)
+  blocks = _blocks(plan, params, dlast, xs, marks)
+  blocks.append(jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(
+          (plan.rows * plan.heads, *x.shape[3:]), x.dtype
+      ),
+      kept,
+  ))
 
   def kernel(
-      params, states, xs, marks, dlast, dys, dparams, dcarry, dxs, *stack
+      params, states, xs, marks, kept, dlast, dys, dparams, dcarry, dxs, *stack
   ):
     """dcarry, dparams: resident. stack: carries of all tiles in VMEM."""
     n = pl.program_id(2)
     constants = _load(of_params, params)
     inputs, flags = _load(of_xs, xs), _load(of_marks, marks)
+    matrices = _load(of_kept, kept)
 
     @pl.when(n == 0)
     def _():
@@ -333,7 +369,7 @@ def _backward(step, plan, params, states, xs, marks, dlast, dys):
 
     def pull(now):
       def f(params, carry, xs):
-        return step(_spread(of_params, params), carry, xs, flags)
+        return step(_spread(of_params, params), carry, xs, flags, matrices)
 
       _, vjp = jax.vjp(f, constants, now, inputs)
       dp, dc, dx = vjp((_load(of_carry, dcarry), _load(of_dys, dys)))
@@ -356,7 +392,9 @@ def _backward(step, plan, params, states, xs, marks, dlast, dys):
     @pl.when(n < tiles - 1)
     def _():
       now = jax.tree.map(lambda s: s[n], stack)
-      new, _ = step(_spread(of_params, constants), now, inputs, flags)
+      new, _ = step(
+          _spread(of_params, constants), now, inputs, flags, matrices
+      )
       jax.tree.map(lambda s, x: s.__setitem__(n + 1, x), stack, new)
 
     @pl.when(n >= tiles)
@@ -396,14 +434,16 @@ def _backward(step, plan, params, states, xs, marks, dlast, dys):
   )
   rows = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
 
-  def pulled(params, carry, xs, marks):
-    out, vjp = jax.vjp(lambda *a: step(*a, marks), params, carry, xs)
+  def pulled(params, carry, xs, marks, kept):
+    out, vjp = jax.vjp(lambda *a: step(*a, marks, kept), params, carry, xs)
     return vjp(out)
 
   dparams, dcarry, dxs = pl.pallas_call(
       in_specs=(
           matrix_specs(of_params), of_states, token_specs(of_xs, both),
-          token_specs(of_marks, both), matrix_specs(of_carry),
+          token_specs(of_marks, both),
+          jax.tree.map(lambda x: x.saved_spec(both), of_kept),
+          matrix_specs(of_carry),
           token_specs(of_dys, back),
       ),
       out_specs=(
@@ -416,7 +456,7 @@ def _backward(step, plan, params, states, xs, marks, dlast, dys):
           _cost(
               pulled, jax.tree.map(rows, blocks),
               tiles * (b // plan.rows) * (h // plan.heads),
-              params, states, xs, xs, marks, dlast, dlast, dys, dparams_shapes,
+              params, states, xs, xs, marks, kept, dlast, dlast, dys, dparams_shapes,
           ),
           'tile_scan_backward',
       ),
@@ -424,7 +464,7 @@ def _backward(step, plan, params, states, xs, marks, dlast, dys):
       params, states, *(
           jax.tree.map(lambda leaf, x: leaf.to_hbm(x), of, tree)
           for of, tree in ((of_xs, xs), (of_marks, marks))
-      ), dlast, jax.tree.map(lambda leaf, x: leaf.to_hbm(x), of_dys, dys),
+      ), kept, dlast, jax.tree.map(lambda leaf, x: leaf.to_hbm(x), of_dys, dys),
   )
   dparams = jax.tree.map(
       lambda g, x: jnp.sum(g, 0, keepdims=True) if x.shape[0] == 1 < b else g,
