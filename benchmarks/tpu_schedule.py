@@ -1,13 +1,13 @@
 """What the TPU compiler schedules for a kernel: bundles, units, spills, floors.
 
-    python benchmarks/tpu_schedule.py                   ours, v5e, v5p and v6e
-    python benchmarks/tpu_schedule.py --peer PYTHON     and deltanet-tpu beside it
-    python benchmarks/tpu_schedule.py --tune            tiles and rows, v6e
+    python benchmarks/tpu_schedule.py                 ours: v5e, v5p and v6e
+    python benchmarks/tpu_schedule.py --peer PYTHON   deltanet-tpu beside it
+    python benchmarks/tpu_schedule.py --tune          tiles and rows
 
-No TPU is needed: libtpu compiles for one and writes down its final VLIW bundles,
-one a cycle if nothing stalls. PYTHON is that of an environment with deltanet-tpu
-(it wants Python 3.12 or newer) and libtpu; ours runs in it too, so that both go
-through the same compiler.
+No TPU is needed: libtpu compiles for one and writes down its final VLIW
+bundles, one a cycle if nothing stalls. PYTHON is that of an environment with
+deltanet-tpu (it wants Python 3.12 or newer) and libtpu; ours runs in it too, so
+that both go through the same compiler.
 """
 
 import argparse
@@ -25,11 +25,12 @@ RESULTS = ROOT / 'benchmarks' / 'results' / 'tpu_schedule.json'
 CAVEAT = """\
 What such a count can prove: that a kernel compiles for the chip, how many
 bundles a token takes if nothing stalls, which units they use, what spills, and
-which of two kernels asks for less. What it cannot: time. DMA that is not hidden,
-memory banks and the clock are not in it; for deltanet-tpu the one published time
-(v6e) is 1.4 x its count. deltanet-tpu computes a decay for every channel, which
-is more work than our one for every head; both run at their bf16 precision. XLA's programs are counted by XLA's own estimate of
-cycles, loops times their trips."""
+which of two kernels asks for less. What it cannot: time. DMA that is not
+hidden, memory banks and the clock are not in it; for deltanet-tpu the one
+published time (v6e) is 1.4 x its count. deltanet-tpu computes a decay for every
+channel, which is more work than our one for every head; both run at their bf16
+precision. XLA's programs are counted by XLA's own estimate of cycles, loops
+times their trips."""
 # bf16 FLOP/s and bytes/s of a chip, GHz (assumed), TensorCores that share them.
 CHIPS = {
     'v5e': ('v5e:2x2', 197e12, 0.82e12, 1.5, 1),
@@ -49,8 +50,8 @@ def worker(spec):
 
   import jax
   from jax.experimental import topologies
-  from jax.sharding import NamedSharding, PartitionSpec
   import jax.numpy as jnp
+  from jax.sharding import NamedSharding, PartitionSpec
   import numpy as np
 
   topology = topologies.get_topology_desc(
@@ -75,10 +76,6 @@ def worker(spec):
     jax.default_backend = lambda: 'tpu'
     f = chunk_gdn2
     cotangents = vectors
-  elif spec['program'] == 'layer':
-    from benchmarks.tpu_layer import layer_program
-
-    f, args, cotangents = layer_program(spec, array)
   else:
     from hope_jax.kernels.dgd import block_sizes
     from hope_jax.kernels.dgd.api import dgd_recurrence
@@ -267,7 +264,7 @@ def table(rows):
 
 def ours(chip, **changes):
   spec = dict(
-      program='pallas_tpu', chip=chip, width=128, tile=128, dtype='bfloat16',
+      program='pallas_tpu', chip=chip, width=128, tile=64, dtype='bfloat16',
       heads=HEADS, length=LENGTH, backward=True,
   )
   return {**spec, **changes}
@@ -293,8 +290,8 @@ def main():
     ]
   else:
     specs = [
-        *(ours(chip, tile=tile) for chip in flags.chips for tile in (64, 128)),
-        *(ours(c, width=w) for c in flags.chips for w in (64, 256)),
+        *(ours(chip) for chip in flags.chips),
+        ours('v6e', tile=128), ours('v6e', width=64), ours('v6e', width=256),
         ours('v6e', dtype='float32'),
     ]
   report = {'rows': [], 'comparisons': []}
@@ -338,11 +335,8 @@ def compare(python, peer):
           'what': what,
       })
 
-  for tile in (64, 128):
-    others = [
-        cycles(program='xla', backward=b, tile=tile) for b in (False, True)
-    ]
-    add('xla', others, f'our chunk form, tile {tile}')
+  others = [cycles(program='xla', backward=b) for b in (False, True)]
+  add('xla', others, 'our chunk form of the same tile, in XLA')
   if peer:
     others = [cycles(program='deltanet-tpu', backward=b) for b in (False, True)]
     add('deltanet-tpu', others, 'channel-wise decay; per-head in ours')

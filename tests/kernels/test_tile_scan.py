@@ -80,7 +80,9 @@ def _pulled(f):
 def test_the_kernel_is_the_scan(rows, heads, group, save_states):
   """If this fails, a block is cut wrongly, or a gradient is not gathered."""
   plan = Plan(C, rows, heads, save_states, group, None, True)
-  actual = _pulled(lambda p, c, x: tile_scan(_step, p, c, x, MARKS, plan, _keep))
+  actual = _pulled(
+      lambda p, c, x: tile_scan(_step, p, c, x, MARKS, plan, _keep)
+  )
   expected = _pulled(_serial)
   for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
     assert a.shape == e.shape

@@ -15,7 +15,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-# (K, V, options) of the programs, each forward and backward.
+# (K, V, options) of the recurrences, each forward and backward.
 EVERYWHERE = [
     (64, 64, {}), (128, 128, {}), (256, 256, {}),
     (128, 128, {'dtype': 'float32'}),
@@ -39,10 +39,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize('chip', sorted(MORE))
-def test_kernels_compile(chip):
-  """If this fails, the TPU compiler refuses a kernel, or devices talk."""
-  programs = [(chip, *p) for p in EVERYWHERE + MORE[chip]]
+def _compile(programs):
+  """What tpu_programs.py says of (program, arguments, options)."""
   environment = dict(
       os.environ, JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1',
       TPU_WORKER_HOSTNAMES='localhost', TPU_WORKER_ID='0',
@@ -59,6 +57,27 @@ def test_kernels_compile(chip):
   assert len(results) == len(programs)
   for program, result in zip(programs, results):
     assert result['error'] is None, (program, result['error'])
+  return results
+
+
+@pytest.mark.parametrize('chip', sorted(MORE))
+def test_kernels_compile(chip):
+  """If this fails, the TPU compiler refuses a kernel, or devices talk."""
+  programs = [
+      ('recurrence', (chip, *widths), options)
+      for *widths, options in EVERYWHERE + MORE[chip]
+  ]
+  for program, result in zip(programs, _compile(programs)):
     # One kernel forward, one backward, and no word between devices.
     assert result['kernels'] == 2, program
     assert result['collectives'] == [], program
+
+
+@pytest.mark.parametrize(
+    'chip,memory', [('v5e', 'matrix'), ('v6e', 'mlp')]
+)
+def test_the_train_step_runs_the_kernel(chip, memory):
+  """If this fails, Hope trains on a TPU without the kernel."""
+  (result,) = _compile([('train_step', (chip,), {'memory': memory})])
+  # Its block is computed anew in the backward pass: forward twice.
+  assert result['kernels'] >= 2

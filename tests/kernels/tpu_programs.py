@@ -17,8 +17,14 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
+import optax
 
+from hope_jax.config import ModelConfig, TitansConfig
 from hope_jax.kernels.dgd.api import dgd_recurrence
+from hope_jax.models.factory import language_model
+from hope_jax.sharding import unbox
+from hope_jax.train.state import TrainState
+from hope_jax.train.step import make_loss_fn, make_train_step
 
 TOPOLOGIES = {
     'v4': 'v4:2x2x1', 'v5e': 'v5e:2x2', 'v5p': 'v5p:2x2x1', 'v6e': 'v6e:2x2',
@@ -85,12 +91,53 @@ def recurrence(
   )
 
 
+def train_step(chip, *, mesh_shape=(1,), memory='matrix', **changes):
+  """The train step of a small Hope: one layer, 2 heads of 64."""
+  config = ModelConfig(
+      vocab_size=64, dim=128, layers=1, heads=2,
+      titans=TitansConfig(memory=memory, expansion=2, **changes),
+  )
+  mesh = mesh_of(chip, mesh_shape, ('data', 'tensor')[: len(mesh_shape)])
+  model = language_model(config)
+  optimizer = optax.adam(1e-3)
+  step = make_train_step(make_loss_fn(model), optimizer)
+  shape = (2, 64)
+  batch = dict(
+      tokens=((shape), jnp.int32), targets=((shape), jnp.int32),
+      segment_ids=((shape), jnp.int32), mask=((shape), jnp.float32),
+      target_bytes=((shape), jnp.float32),
+  )
+  replicated = NamedSharding(mesh, P())
+  put = lambda s, d: jax.ShapeDtypeStruct(s, d, sharding=replicated)
+  batch = {n: put(*x) for n, x in batch.items()}
+
+  def init(rng):
+    params = model.init(rng, jnp.zeros(shape, jnp.int32))['params']
+    params = unbox(params)
+    return TrainState(
+        jnp.zeros((), jnp.int32), params, optimizer.init(params), rng
+    )
+
+  state = jax.tree.map(
+      lambda x: put(x.shape, x.dtype),
+      jax.eval_shape(init, jax.random.PRNGKey(0)),
+  )
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    lowered = jax.jit(step).trace(state, batch).lower(
+        lowering_platforms=('tpu',)
+    )
+  return lowered.compile()
+
+
+PROGRAMS = {'recurrence': recurrence, 'train_step': train_step}
+
+
 def main():
   for line in sys.stdin:
-    chip, key_dim, value_dim, options = json.loads(line)
+    program, arguments, options = json.loads(line)
     start, error, kernels, collectives = time.time(), None, 0, []
     try:
-      text = recurrence(chip, key_dim, value_dim, **options).as_text()
+      text = PROGRAMS[program](*arguments, **options).as_text()
       kernels = len(re.findall(r'custom_call_target="tpu_custom_call"', text))
       collectives = [name for name in COLLECTIVES if name in text]
     except Exception as e:  # what the compiler says is what the test shows

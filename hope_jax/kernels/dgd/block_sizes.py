@@ -13,20 +13,22 @@ class Chip(NamedTuple):
   """What a kernel needs to know of a TensorCore."""
 
   vmem_bytes: int  # capacity, from jax.experimental.pallas.tpu.get_tpu_info
-  rows: int  # rows (batch and head) of a block at K = V = 128
+  # Rows (batch and head) of a block at K = V = C = 128. A row alone is a chain
+  # of small products that wait for one another; many rows fill the waits.
+  rows: int
 
 
 # By `device_kind`.
 CHIPS = {
     'TPU v4': Chip(16 * MIB, 4),
-    'TPU v5 lite': Chip(128 * MIB, 4),
-    'TPU v5': Chip(64 * MIB, 4),
-    'TPU v6 lite': Chip(128 * MIB, 4),
-    'TPU7x': Chip(64 * MIB, 4),
+    'TPU v5 lite': Chip(128 * MIB, 8),
+    'TPU v5': Chip(64 * MIB, 8),
+    'TPU v6 lite': Chip(128 * MIB, 8),
+    'TPU7x': Chip(64 * MIB, 8),
 }
 # What an interpreted kernel is laid out for.
 DEFAULT_CHIP = CHIPS['TPU v6 lite']
-DEFAULT_TILE = 128
+DEFAULT_TILE = 64
 # The rest is for what the compiler keeps for itself.
 VMEM_SHARE = 0.7
 # The share of VMEM that a stack of recomputed carries may fill.

@@ -456,7 +456,8 @@ def _backward(step, plan, params, states, xs, marks, kept, dlast, dys):
           _cost(
               pulled, jax.tree.map(rows, blocks),
               tiles * (b // plan.rows) * (h // plan.heads),
-              params, states, xs, xs, marks, kept, dlast, dlast, dys, dparams_shapes,
+              params, states, xs, xs, marks, kept, dlast, dlast, dys,
+              dparams_shapes,
           ),
           'tile_scan_backward',
       ),
