@@ -11,6 +11,7 @@ that both go through the same compiler.
 """
 
 import argparse
+import functools
 import glob
 import json
 import os
@@ -46,8 +47,6 @@ HEADS, LENGTH = 16, 8192
 
 def worker(spec):
   """Compiles one program and prints what the parent cannot see: one JSON."""
-  import functools
-
   import jax
   from jax.experimental import topologies
   import jax.numpy as jnp
@@ -290,57 +289,57 @@ def main():
     ]
   else:
     specs = [
-        *(ours(chip) for chip in flags.chips),
-        ours('v6e', tile=128), ours('v6e', width=64), ours('v6e', width=256),
-        ours('v6e', dtype='float32'),
+        *(ours(chip) for chip in reversed(flags.chips)),
+        ours('v6e', width=64), ours('v6e', width=256),
+        ours('v6e', dtype='float32'), ours('v6e', tile=128),
     ]
-  report = {'rows': [], 'comparisons': []}
+  report = {
+      'command': 'python benchmarks/tpu_schedule.py --peer PYTHON',
+      'heads': HEADS, 'length': LENGTH, 'caveat': CAVEAT, 'rows': [],
+      'comparisons': [],
+  }
+
+  def write():
+    pathlib.Path(flags.output).write_text(json.dumps(report, indent=1) + '\n')
+
+  run = functools.cache(
+      lambda spec: compile_program(python, json.loads(spec), flags.keep)
+  )
+  if not flags.tune:
+    peers = ['xla', 'deltanet-tpu'] if flags.peer else ['xla']
+    for backward in (True, False):
+      for peer in peers:
+        report['comparisons'].append(compare(run, peer, backward))
+        print(report['comparisons'][-1], flush=True)
+        write()
   for spec in specs:
-    result = compile_program(python, spec, flags.keep)
+    try:
+      result = run(json.dumps(spec))
+    except RuntimeError as error:  # the compiler's refusal is a result too
+      print(error)
+      continue
     report['rows'] += rows_of(result)
     report['jax'] = result['jax']
-    print(report['rows'][-2], report['rows'][-1], flush=True)
-  if not flags.tune:
-    report['comparisons'] = compare(python, bool(flags.peer))
+    print(report['rows'][-2], report['rows'][-1], sep='\n', flush=True)
+    write()
   print()
   table(report['rows'])
-  for line in report['comparisons']:
-    print(line)
   print('\n' + CAVEAT)
-  report['caveat'] = CAVEAT
-  report['command'] = 'benchmarks/tpu_schedule.py'
-  pathlib.Path(flags.output).write_text(json.dumps(report, indent=1) + '\n')
 
 
-def compare(python, peer):
-  """Ours against deltanet-tpu, and against our XLA form, on v6e."""
-  def cycles(**changes):
-    return compile_program(python, ours('v6e', **changes))
+def compare(run, peer, backward):
+  """Ours against another program, on v6e: kernels and what XLA adds to them."""
+  def of(program):
+    result = run(json.dumps(ours('v6e', program=program, backward=backward)))
+    return result['cycles'] + result['xla_cycles'], result['temporary_bytes']
 
-  kernel = [cycles(backward=b) for b in (False, True)]
-  lines = []
-
-  def add(name, others, what):
-    for pass_, mine, other in zip(('forward', 'both'), kernel, others):
-      lines.append({
-          'against': name, 'pass': pass_,
-          'cycles': mine['cycles'] + mine['xla_cycles'],
-          'their_cycles': other['cycles'] + other['xla_cycles'],
-          'ratio': round(
-              (mine['cycles'] + mine['xla_cycles'])
-              / (other['cycles'] + other['xla_cycles']), 3,
-          ),
-          'temporary_bytes': mine['temporary_bytes'],
-          'their_temporary_bytes': other['temporary_bytes'],
-          'what': what,
-      })
-
-  others = [cycles(program='xla', backward=b) for b in (False, True)]
-  add('xla', others, 'our chunk form of the same tile, in XLA')
-  if peer:
-    others = [cycles(program='deltanet-tpu', backward=b) for b in (False, True)]
-    add('deltanet-tpu', others, 'channel-wise decay; per-head in ours')
-  return lines
+  (mine, my_bytes), (theirs, their_bytes) = of('pallas_tpu'), of(peer)
+  return {
+      'against': peer, 'pass': 'both' if backward else 'forward',
+      'cycles': mine, 'their_cycles': theirs,
+      'ratio': round(mine / theirs, 3), 'temporary_bytes': my_bytes,
+      'their_temporary_bytes': their_bytes,
+  }
 
 
 if __name__ == '__main__':

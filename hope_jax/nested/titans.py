@@ -340,13 +340,19 @@ def _scan_xla(step, params, carry, x, grid, options):
   return levels.scan_tiles(body, carry, jax.tree.map(heads_first, x), grid)
 
 
-def _runs_as_kernel(options, x, tile, interpret) -> bool:
-  """Whether the TPU kernel takes this call."""
-  if options.implementation == 'xla' or x.q.shape[1] < tile:
+def _runs_as_kernel(options, x, sizes) -> bool:
+  """Whether the TPU kernel takes this call; sizes: of `pallas_tpu.plan`."""
+  if options.implementation == 'xla' or x.q.shape[1] < sizes['tile']:
     return False  # a decoding step is no tile
+  width = x.q.shape[-1]
   obstacle = pallas_tpu.obstacle(
-      x.q.shape[-1], x.q.shape[-1], tile, jnp.float32, interpret
+      width, width, sizes['tile'], x.q.dtype, sizes['interpret']
   )
+  if obstacle is None:
+    try:
+      pallas_tpu.plan(batch=1, length=1, heads=1, **sizes)
+    except ValueError as error:
+      obstacle = f'has no room: {error}'
   if options.implementation == 'pallas_tpu':
     if obstacle is not None:
       raise ValueError(f"implementation='pallas_tpu' {obstacle}")
@@ -359,7 +365,7 @@ def _runs_as_kernel(options, x, tile, interpret) -> bool:
   return obstacle is None
 
 
-def _scan_tpu(step, params, carry, x, grid, options, *, partition, interpret):
+def _scan_tpu(step, params, carry, x, grid, options, *, partition, sizes):
   """`step` over the tiles of a grid, in one kernel."""
   heads = x.q.shape[2]
 
@@ -380,19 +386,8 @@ def _scan_tpu(step, params, carry, x, grid, options, *, partition, interpret):
   )
 
   def run(params, carry, xs, marks):
-    batch, length, heads, width = xs.q.shape
-    matrices = sum(
-        math.prod(w.shape[2:-1]) * block_sizes.lanes(w.shape[-1])
-        for w in jax.tree.leaves((params, carry))
-    )
-    plan = pallas_tpu.plan(
-        batch=batch, length=length, heads=heads, tile=grid.tile,
-        # Streams and outputs, and a product with the wide state.
-        vectors=4 * block_sizes.lanes(width)
-        + block_sizes.lanes(carry[0].first.shape[-1]),
-        matrices=matrices, itemsize=4, save_states='auto',
-        interpret=interpret,
-    )
+    batch, length, heads, _ = xs.q.shape
+    plan = pallas_tpu.plan(batch=batch, length=length, heads=heads, **sizes)
     return tile_scan(step, params, carry, xs, marks, plan)
 
   carry, (o, stats) = over_devices(run, partition)(
@@ -464,10 +459,19 @@ def layer(
       for m in (state.memories, state.frozen, state.momentum)
   )
   scan = _scan_xla
-  if _runs_as_kernel(options, x, tile_size, interpret):
-    scan = functools.partial(
-        _scan_tpu, partition=partition, interpret=interpret
-    )
+  sizes = dict(
+      tile=tile_size, interpret=interpret, itemsize=4, save_states='auto',
+      # Streams and outputs, and four products with the wide state: of the
+      # frozen copy with keys and values, of the state with keys, and writes.
+      vectors=4 * block_sizes.lanes(x.q.shape[-1])
+      + 4 * block_sizes.lanes(bank.first.shape[-1]),
+      matrices=sum(
+          math.prod(w.shape[2:-1]) * block_sizes.lanes(w.shape[-1])
+          for w in jax.tree.leaves((constants, bank, frozen, momentum))
+      ),
+  )
+  if _runs_as_kernel(options, x, sizes):
+    scan = functools.partial(_scan_tpu, partition=partition, sizes=sizes)
     if layout.always_open and length % period == 0:
       frozen = None  # what comes next opens a chunk as well
   carry, (o, stats) = scan(

@@ -74,7 +74,8 @@ def test_kernels_compile(chip):
 
 
 @pytest.mark.parametrize(
-    'chip,memory', [('v5e', 'matrix'), ('v6e', 'mlp')]
+    'chip,memory',
+    [('v5e', 'matrix'), pytest.param('v6e', 'mlp', marks=pytest.mark.slow)],
 )
 def test_the_train_step_runs_the_kernel(chip, memory):
   """If this fails, Hope trains on a TPU without the kernel."""

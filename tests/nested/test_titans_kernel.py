@@ -91,18 +91,27 @@ def _compare(kind, starts=None, interpret=True, **changes):
     jax.tree_util.tree_map_with_path(close, actual, expected)
 
 
-@pytest.mark.parametrize('kind', ['matrix', 'mlp'])
-@pytest.mark.parametrize(
-    'changes',
-    [
-        dict(),
-        dict(chunk=32),
-        dict(projection_chunk=32, objective='l2', target='raw', momentum=False,
-             eta_max=0.05, read='boundary'),
-        dict(precision='bf16'),
-    ],
-    ids=str,
+SLOW_REST = dict(
+    projection_chunk=32, objective='l2', target='raw', momentum=False,
+    eta_max=0.05, read='boundary',
 )
+
+
+def _forms():
+  """MLP memories compile for long: what their form hardly changes is slow."""
+  for kind in ('matrix', 'mlp'):
+    for name, changes in (
+        ('default', {}), ('slow_main', dict(chunk=32)),
+        ('slow_rest', SLOW_REST), ('bf16', dict(precision='bf16')),
+    ):
+      slow = kind == 'mlp' and name != 'default'
+      yield pytest.param(
+          kind, changes, id=f'{kind}-{name}',
+          marks=pytest.mark.slow if slow else (),
+      )
+
+
+@pytest.mark.parametrize('kind,changes', _forms())
 def test_the_kernel_is_the_layer(kind, changes):
   """If this fails, a TPU trains another model than a CPU."""
   _compare(kind, **changes)
@@ -118,7 +127,9 @@ def test_documents_restart_in_the_kernel(changes):
   _compare('matrix', starts=jnp.asarray(STARTS), **changes)
 
 
-@pytest.mark.parametrize('kind', ['matrix', 'mlp'])
+@pytest.mark.parametrize(
+    'kind', ['matrix', pytest.param('mlp', marks=pytest.mark.slow)]
+)
 def test_emulated_memory_holds_no_race_and_nothing_unset(kind):
   """If this fails, a real TPU would read what no step has written."""
   _compare(kind, interpret=EMULATED)
