@@ -16,7 +16,9 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hope_jax.kernels.dgd.chunked import chunk_step, decay, flow, matmul
+from hope_jax.kernels.dgd.chunked import chunk_step
+from hope_jax.kernels.dgd.decays import decay, flow
+from hope_jax.kernels.dgd.products import matmul
 from hope_jax.nested import memory as memory_lib
 from hope_jax.nested.memory import Memory
 from hope_jax.types import Array

@@ -21,7 +21,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from hope_jax.kernels.dgd.chunked import matmul
+from hope_jax.kernels.dgd.products import matmul
 from hope_jax.types import Array
 
 Memory = dict[str, Array]

@@ -53,7 +53,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from hope_jax.kernels.dgd import block_sizes, pallas_tpu
-from hope_jax.kernels.dgd.chunked import column, matmul, row
+from hope_jax.kernels.dgd.products import column, matmul, row
 from hope_jax.kernels.dgd.tile_scan import over_devices, tile_scan
 from hope_jax.nested import dgd, levels
 from hope_jax.nested import memory as memory_lib

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.kernels.dgd import chunked
+from hope_jax.kernels.dgd import chunked, decays, products
 from tests.oracles import recurrence as oracle
 
 C, K, V = 11, 5, 4
@@ -26,8 +26,8 @@ def _inputs(seed=0):
 
 
 def _momentum(state, log_alpha, log_mu, present):
-  decay = chunked.decay(jnp.asarray(log_alpha))
-  return state, chunked.flow(decay, jnp.asarray(log_mu), present, 'float32')
+  decay = decays.decay(jnp.asarray(log_alpha))
+  return state, decays.flow(decay, jnp.asarray(log_mu), present, 'float32')
 
 
 @pytest.mark.parametrize('erase', [True, False])
@@ -111,7 +111,7 @@ def test_the_inverse_survives_equal_keys():
   """If this fails, repeated keys blow the inverse up, as in Neumann series."""
   for size in (1, 2, 3, 16, 40):
     lower = np.tril(np.ones((size, size)), -1)
-    inverse = chunked.inverse_unit_lower(jnp.asarray(lower, jnp.float32))
+    inverse = products.inverse_unit_lower(jnp.asarray(lower, jnp.float32))
     error = inverse @ (np.eye(size) + lower) - np.eye(size)
     assert np.abs(error).max() < 1e-5
 
@@ -123,8 +123,8 @@ def test_the_solve_has_the_gradient_of_a_solve(x64):
   rhs, weight = rng.normal(size=(2, C, V))
 
   def ours(lower, rhs):
-    inverse = chunked.inverse_unit_lower(jax.lax.stop_gradient(lower))
-    solved = chunked.unit_lower_solve(lower, inverse, rhs, 'float32')
+    inverse = products.inverse_unit_lower(jax.lax.stop_gradient(lower))
+    solved = products.unit_lower_solve(lower, inverse, rhs, 'float32')
     return jnp.sum(weight * solved)
 
   value, (d_lower, d_rhs) = jax.value_and_grad(ours, (0, 1))(lower, rhs)

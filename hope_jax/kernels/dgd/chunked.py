@@ -18,281 +18,29 @@ e_s k_s^T into e_t; what stands before E is unit lower triangular.
 in `nested/` and the accelerator kernels all call it.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
+from hope_jax.kernels.dgd.decays import (
+  Decay,
+  Flow,
+  after,
+  arrived,
+  decay,
+  leave,
+)
+from hope_jax.kernels.dgd.products import (
+  column,
+  inverse_unit_lower,
+  matmul,
+  transpose,
+  unit_lower_solve,
+)
 from hope_jax.types import Array
 
 Read = Literal['pre', 'post', 'chunk', 'none']
-
-
-class Decay(NamedTuple):
-  """What is left, just before each token, of the state and of each write."""
-
-  enter: Array  # [..., C, 1], of the state that entered: e^p
-  keep: Array  # [..., C, C], of the write of token s < t; else 0
-  alpha: Array  # [..., C, 1], the token's own retention
-
-
-class Flow(NamedTuple):
-  """How momentum reaches a state: S_t = mu_t S_{t-1} + (1 - mu_t) w_t k_t^T."""
-
-  share: Array  # [..., C, 1], 1 - mu
-  decay: Decay  # of the momentum itself
-  present: Array  # [..., C, 1], whether there is a token
-  reach: Array  # [..., C, C], how much of write s has arrived in M_{t-1}
-  inflow: Array  # [..., C, 1], how much of the momentum that entered has
-
-
-def matmul(x: Array, y: Array, precision: str) -> Array:
-  """x @ y over the last two axes, accumulated in at least float32.
-
-  With 'bf16' the operands of the product and of its two derivatives are
-  bfloat16, for which forward mode is not defined.
-  """
-  if x.ndim > 3 and x.shape[:-2] == y.shape[:-2]:  # kernels batch over one axis
-    flat = [a.reshape(-1, *a.shape[-2:]) for a in (x, y)]
-    product = matmul(*flat, precision)
-    return product.reshape(*x.shape[:-2], *product.shape[-2:])
-  if precision == 'bf16':
-    return _bf16_matmul(x, y)
-  return jnp.matmul(x, y, precision='highest')
-
-
-@jax.custom_vjp
-def _bf16_matmul(x: Array, y: Array) -> Array:
-  return _bf16_matmul_fwd(x, y)[0]
-
-
-def _bf16_matmul_fwd(x, y):
-  operands = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
-  product = jnp.matmul(*operands, preferred_element_type=jnp.float32)
-  # Of the arguments themselves only the dtypes are needed.
-  return product, (*operands, x[..., :0], y[..., :0])
-
-
-def _bf16_matmul_bwd(residuals, d):
-  *operands, like_x, like_y = residuals
-  x, y = operands
-  d = d.astype(jnp.bfloat16)
-
-  def gradient(subscripts, a, b, of, like):
-    g = jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
-    # Axes that were broadcast are summed.
-    g = g.sum(range(g.ndim - of.ndim))
-    wide = [i for i in range(of.ndim) if of.shape[i] < g.shape[i]]
-    return g.sum(wide, keepdims=True).astype(like.dtype)
-
-  return (
-      gradient('...mn,...kn->...mk', d, y, x, like_x),
-      gradient('...mk,...mn->...kn', x, d, y, like_y),
-  )
-
-
-_bf16_matmul.defvjp(_bf16_matmul_fwd, _bf16_matmul_bwd)
-
-
-def transpose(x: Array) -> Array:
-  """Swaps the last two axes."""
-  return jnp.swapaxes(x, -1, -2)
-
-
-def inverse_unit_lower(lower: Array, precision: str = 'float32') -> Array:
-  """Returns (I + lower)^{-1} for strictly lower triangular [..., C, C].
-
-  Doubles the size of exact diagonal blocks: with T_b the inverse of the b x b
-  blocks and L_b what joins two of them, T_2b = T_b - T_b L_b T_b. Every T_b is
-  a true inverse, so keys that repeat cannot blow up powers of `lower` as they
-  do in a Neumann series.
-
-  With bfloat16 products the result is good to two digits. A Newton step
-  T + T (I - (I + L) T), its residual in twice bfloat16, makes that four.
-  """
-  size = lower.shape[-1]
-  index = jnp.arange(size)
-  eye = jnp.eye(size, dtype=lower.dtype)
-  inverse = jnp.broadcast_to(eye, lower.shape)
-  block = 1
-  while block < size:
-    row, column = index[:, None] // block, index[None, :] // block
-    joins = (row // 2 == column // 2) & (row == column + 1)
-    middle = jnp.where(joins, lower, 0)
-    if block == 1:
-      inverse = inverse - middle
-    else:
-      inverse = inverse - matmul(
-          inverse, matmul(middle, inverse, precision), precision
-      )
-    block *= 2
-  if precision == 'float32':
-    return inverse
-  high = _leading_half(lower)
-  # The shortened T is the one improved, so that only L needs a second part.
-  inverse = _leading_half(inverse)
-  parts = jnp.concatenate([high, lower - high], axis=-2)
-  parts = matmul(parts, inverse, precision)
-  residual = eye - inverse - (parts[..., :size, :] + parts[..., size:, :])
-  return inverse + matmul(inverse, residual, precision)
-
-
-def _leading_half(x: Array) -> Array:
-  """float32 x with its first 16 bits, which bfloat16 holds exactly.
-
-  As a mask, because compilers may leave out a cast there and back.
-  """
-  bits = jax.lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0xFFFF0000)
-  return jax.lax.bitcast_convert_type(bits, jnp.float32)
-
-
-def prefix(x: Array) -> Array:
-  """Cumulated sums over the last axis, as a product with a triangle of ones."""
-  index = jnp.arange(x.shape[-1])
-  upto = (index[:, None] <= index[None, :]).astype(x.dtype)
-  return jnp.matmul(x, upto, precision='highest')
-
-
-def _later(x: Array) -> Array:
-  """One step later along the last axis, 0 ahead."""
-  return jnp.concatenate([jnp.zeros_like(x[..., :1]), x[..., :-1]], axis=-1)
-
-
-@jax.custom_jvp
-def column(x: Array) -> Array:
-  """[..., C] -> [..., C, 1].
-
-  On a TPU a vector lies along lanes, and a gradient that comes back as a column
-  has to be turned. The derivative is written so that it can be: as row sums of
-  a diagonal matrix, whose own derivative is a sum over rows.
-  """
-  return x[..., None]
-
-
-@column.defjvp
-def _column_jvp(primals, tangents):
-  return column(*primals), _turned(*tangents)
-
-
-def row(x: Array) -> Array:
-  """[..., C, 1] -> [..., C], the inverse of `column`, for the same reason."""
-  own = jnp.eye(x.shape[-2], dtype=bool)
-  return jnp.sum(jnp.where(own, x, 0), axis=-2)
-
-
-def _turned(x: Array) -> Array:
-  """`column`, as row sums of a diagonal matrix."""
-  own = jnp.eye(x.shape[-1], dtype=bool)
-  return jnp.sum(jnp.where(own, x[..., None, :], 0), axis=-1, keepdims=True)
-
-
-def _before(size: int) -> Array:
-  """[C, C] bool: s < t, rows t, columns s."""
-  index = jnp.arange(size)
-  return index[:, None] > index[None, :]
-
-
-def between_fast(x: Array) -> Array:
-  """`between` as the difference of two cumulated sums: to 1e-7 of the sums."""
-  total = prefix(x)
-  return column(_later(total)) - total[..., None, :]
-
-
-@jax.custom_jvp
-def between(x: Array) -> Array:
-  """Sums of x [..., C] over the tokens between s and t, [..., C, C] (s < t).
-
-  As a difference of two cumulated sums they would lose the digits that the sums
-  share, so what rounding has taken from the sums is cumulated too and put back.
-  The derivative sums its own terms, by a product with a triangle.
-  """
-  total = prefix(x)
-  lost = prefix(x - (total - _later(total)))
-  return (column(_later(total)) - total[..., None, :]) + (
-      column(_later(lost)) - lost[..., None, :]
-  )
-
-
-@between.defjvp
-def _between_jvp(primals, tangents):
-  (x,), (dx,) = primals, tangents
-  before = _before(x.shape[-1])
-  terms = jnp.where(before, _turned(dx), 0)
-  ones = jnp.broadcast_to(before.astype(x.dtype), terms.shape)
-  return between(x), jnp.matmul(ones, terms, precision='highest')
-
-
-def decay(log_alpha: Array, precision: str = 'float32') -> Decay:
-  """`Decay` of log retentions; shared by states that decay alike.
-
-  Args:
-    log_alpha: [..., C], <= 0 and finite.
-    precision: as in `chunk_step`.
-  """
-  before = _before(log_alpha.shape[-1])
-  sums = between if precision == 'float32' else between_fast
-  # Masked before exp: the others would be exp of a positive number.
-  keep = jnp.exp(jnp.where(before, sums(log_alpha), 0))
-  return Decay(
-      column(jnp.exp(_later(prefix(log_alpha)))),
-      jnp.where(before, keep, 0),
-      column(jnp.exp(log_alpha)),
-  )
-
-
-def after(kept: Decay) -> tuple[Array, Array]:
-  """What is left just after each token: `Decay.enter` and `Decay.keep` of it.
-
-  [..., C, 1], and [..., C, C] with 1 where s = t.
-  """
-  own = jnp.eye(kept.keep.shape[-1], dtype=kept.keep.dtype)
-  return kept.alpha * kept.enter, kept.alpha * kept.keep + own
-
-
-def leave(kept: Decay) -> tuple[Array, Array]:
-  """The last row of `after`: [..., 1, 1] and [..., 1, C]."""
-  size = kept.keep.shape[-1]
-  own = (jnp.arange(size) == size - 1).astype(kept.keep.dtype)
-  enter, keep, alpha = (x[..., -1:, :] for x in kept)
-  return enter * alpha, keep * alpha + own
-
-
-def flow(kept: Decay, log_mu: Array, present: Array, precision: str) -> Flow:
-  """`Flow` of momentum with log gates [..., C] into a state.
-
-  Args:
-    kept: decay of the state.
-    log_mu: <= 0.
-    present: [..., C], 1; or 0: M_t takes no S_t (and log_mu must be 0).
-    precision: as in `chunk_step`.
-
-  Returns:
-    With A = kept.keep and B that of the momentum after each token, reach = A B
-    and inflow = A e^m, both summed over tokens that are present.
-  """
-  own = decay(log_mu, precision)
-  enter, keep = after(own)
-  taken = kept.keep * present[..., None, :]
-  reach = matmul(taken, keep, precision)
-  inflow = jnp.sum(taken * transpose(enter), axis=-1, keepdims=True)
-  # 1 - mu: as -expm1(log mu) it keeps its digits near mu = 1, and no kernel
-  # compiler knows expm1.
-  share = column(jnp.tanh(-0.5 * log_mu) * (1 + jnp.exp(log_mu)))
-  return Flow(share, own, column(present), reach, inflow)
-
-
-def arrived(flowing: Flow, alpha: Array, last: bool) -> tuple[Array, Array]:
-  """`Flow.inflow` and `Flow.reach` just after each token, or the last one.
-
-  A token adds what is left of each write in the momentum of that moment.
-  """
-  rows = slice(-1, None) if last else slice(None)
-  enter, keep = (leave if last else after)(flowing.decay)
-  alpha, present, reach, inflow = (
-      x[..., rows, :]
-      for x in (alpha, flowing.present, flowing.reach, flowing.inflow)
-  )
-  return alpha * inflow + present * enter, alpha * reach + present * keep
 
 
 Groups = tuple[tuple[int, float], ...]
@@ -420,54 +168,6 @@ def _solve(
     )
     start += width
   return jnp.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
-
-
-def unit_lower_solve(
-    lower: Array, inverse: Array, rhs: Array, precision: str
-) -> Array:
-  """x with (I + lower) x = rhs, given the inverse.
-
-  Differentiated as a linear system, (I + lower) dx = d rhs - (d lower) x: the
-  backward pass is one product with the transposed inverse, d lower = -(d rhs)
-  x^T, instead of a walk back through the products that made the inverse.
-  """
-  solve = _solve_bf16 if precision == 'bf16' else _solve_exact
-  return solve(lower, inverse, rhs)
-
-
-@jax.custom_jvp
-def _solve_exact(lower: Array, inverse: Array, rhs: Array) -> Array:
-  del lower
-  return matmul(inverse, rhs, 'float32')
-
-
-@_solve_exact.defjvp
-def _solve_exact_jvp(primals, tangents):
-  lower, inverse, rhs = primals
-  d_lower, _, d_rhs = tangents
-  x = _solve_exact(lower, inverse, rhs)
-  residual = d_rhs - matmul(d_lower, x, 'float32')
-  return x, _solve_exact(lower, inverse, residual)
-
-
-@jax.custom_vjp
-def _solve_bf16(lower: Array, inverse: Array, rhs: Array) -> Array:
-  del lower
-  return matmul(inverse, rhs, 'bf16')
-
-
-def _solve_bf16_fwd(lower, inverse, rhs):
-  x = _solve_bf16(lower, inverse, rhs)
-  return x, (inverse, x)
-
-
-def _solve_bf16_bwd(residuals, dx):
-  inverse, x = residuals
-  d_rhs = matmul(transpose(inverse), dx, 'bf16')
-  return -matmul(d_rhs, transpose(x), 'bf16'), None, d_rhs
-
-
-_solve_bf16.defvjp(_solve_bf16_fwd, _solve_bf16_bwd)
 
 
 def _momentum_chunk_step(

@@ -11,18 +11,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hope_jax.kernels.dgd.chunked import (
-    Read,
-    after,
-    column,
-    decay,
-    inverse_unit_lower,
-    leave,
-    matmul,
-    tiles,
-    transpose,
-    unit_lower_solve,
-    untile,
+from hope_jax.kernels.dgd.chunked import Read, tiles, untile
+from hope_jax.kernels.dgd.decays import after, decay, leave
+from hope_jax.kernels.dgd.products import (
+  column,
+  inverse_unit_lower,
+  matmul,
+  transpose,
+  unit_lower_solve,
 )
 from hope_jax.types import Array
 
