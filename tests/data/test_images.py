@@ -1,5 +1,6 @@
 """Labelled images: the digits, a TFDS set, and what can be wrong with one."""
 
+import io
 import itertools
 
 import numpy as np
@@ -41,7 +42,7 @@ def tfds_folder(tmp_path_factory):
   tfds = pytest.importorskip(
       'tensorflow_datasets', reason='tensorflow-datasets is not installed'
   )
-  pytest.importorskip('PIL', reason='pillow is not installed')
+  pil = pytest.importorskip('PIL.Image', reason='pillow is not installed')
 
   class Pictures(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version('1.0.0')
@@ -61,7 +62,11 @@ def tfds_folder(tmp_path_factory):
 
     def _generate_examples(self, count):
       for i in range(count):
-        picture = np.full((10, 6, 3), 10 * i, np.uint8)
+        # As a file: TFDS would encode an array with TensorFlow.
+        picture = io.BytesIO()
+        image = pil.fromarray(np.full((10, 6, 3), 10 * i, np.uint8))
+        image.save(picture, format='png')
+        picture.seek(0)
         yield i, {'image': picture, 'label': i % 4}
 
   builder = Pictures(

@@ -13,7 +13,12 @@ from hope_jax.config import ConfigError
 from hope_jax.evals import sweep as sweep_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
-EXPERIMENTS = sorted(glob.glob(str(ROOT / 'experiments' / '*' / 'README.md')))
+# Those of a sweep; experiments/optimizers has a report of its own.
+EXPERIMENTS = sorted(
+    readme
+    for readme in glob.glob(str(ROOT / 'experiments' / '*' / 'README.md'))
+    if os.path.isfile(os.path.dirname(readme) + '.py')
+)
 
 
 @pytest.fixture
