@@ -23,9 +23,7 @@ def get_config(form: str = 'five_minutes') -> ml_collections.ConfigDict:
       'model': {
           'dim': 128,
           'layers': 4,
-          # A head of 128 holds four times what one of 64 does, and costs half
-          # as much again.
-          'heads': 1 if short else 2,
+          'heads': 2,
           'remat': 'none',
           'titans': {
               'memory': 'matrix',
