@@ -30,17 +30,10 @@ def get_config(form: str = 'five_minutes') -> ml_collections.ConfigDict:
               'momentum': False,
               'grid': 'aligned',
               'retention_init': 0.9995,
-              'projection_eta': 0.02 if short else 0.1,
           },
           'continuum': {'periods': (1, 2, 4)},
       },
-      # Long rows that change texts teach a memory to keep and to let go.
-      'data': {
-          'sequence_length': 1024 if short else 512,
-          'batch_size': 2 if short else 4,
-          'align': 16,
-          'switch': 0.5 if short else 0.0,
-      },
+      'data': {'sequence_length': 512, 'batch_size': 4, 'align': 16},
       'optimizer': {
           'learning_rate': 4e-3 if short else 3e-3,
           'warmup_steps': 30 if short else 50,
