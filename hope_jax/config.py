@@ -271,20 +271,21 @@ class DataConfig:
   # Documents start at multiples of this many tokens, so that the memories'
   # chunk grid meets their beginning. 1 packs without gaps.
   align: int = 16
-  # Share of training batches in which every row goes on, from one place on, in
-  # the text of another, with its memory kept. Where each row is one document
-  # from a fresh memory, a model never meets a memory that another text filled,
-  # and reads worse with one than with none. Not in the paper.
-  switch: float = 0.0
+  # Texts that take turns in each training row, 64 to 512 tokens at a time, with
+  # one memory. Where a row is one text from a fresh memory, a model never meets
+  # what another text left there, and reads worse with it than with none. Each
+  # text is `sequence_length / interleave` tokens long. Not in the paper.
+  interleave: int = 1
   # Share of documents held out for evaluation, chosen by a hash of their name.
   holdout: float = 0.05
   seed: int = 0
 
   def __post_init__(self):
-    _positive(self, 'sequence_length', 'batch_size', 'align')
+    _positive(self, 'sequence_length', 'batch_size', 'align', 'interleave')
     _require(
-        0 <= self.switch <= 1,
-        f'DataConfig.switch must be in [0, 1]; got {self.switch}',
+        self.sequence_length % self.interleave == 0,
+        f'DataConfig.interleave={self.interleave} must divide'
+        f' sequence_length={self.sequence_length}',
     )
     _require(
         0 < self.holdout < 1,

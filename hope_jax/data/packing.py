@@ -90,40 +90,45 @@ def pack(
     yield Packed(row, 0)
 
 
-def switch(
-    batch: Row, rng: np.random.Generator, *, share: float, align: int
-) -> Row:
-  """Lets the rows of a batch go on in each other's text, memory and all.
+def interleave(batch: Row, rng: np.random.Generator, *, texts: int) -> Row:
+  """Lets texts take turns in a row, all with one memory.
 
-  From one place on, the same in all rows, row i holds what row i - 1 held. The
-  text that goes on there belongs to the document before it, as far as segment
-  ids tell, so that no memory restarts: what comes is not what it was written
-  for, and only a model that lets go of the old text reads on unharmed. Where
-  either side is padding there is nothing to join, and a document starts. Every
-  target is kept, with the token before it.
+  A turn is of 64 to 512 tokens, then another text goes on from where it was
+  left, until all are read to their end. What a memory holds of a text is
+  wanted again after others have been read, and what it holds of those must do
+  no harm. Every target is kept, with the token ahead of it in its own text.
 
   Args:
-    batch: arrays of `pack`, [B, T, ...].
-    rng: decides whether and where.
-    share: of batches that switch, in [0, 1].
-    align: the switch is at a multiple of this many tokens.
+    batch: arrays of `pack`, [B * texts, T / texts]; no padding inside a text.
+    rng: decides who takes turns when.
+    texts: in each row.
 
   Returns:
-    The batch, a new one if it switches.
+    The batch, [B, T]. A row is one segment: documents that begin in it start
+    no memory.
   """
-  length = batch['tokens'].shape[1]
-  if length <= align or rng.random() >= share:
-    return batch
-  cut = align * int(rng.integers(1, -(-length // align)))
-  mixed = {
-      key: np.concatenate([x[:, :cut], np.roll(x[:, cut:], 1, axis=0)], axis=1)
-      for key, x in batch.items()
-  }
-  ids = mixed['segment_ids']
-  before, after = ids[:, cut - 1 : cut], ids[:, cut : cut + 1]
-  joined = (before > 0) & (after > 0)
-  first = np.where(joined, before, ids[:, :cut].max(1, keepdims=True) + 1)
-  # The ids of a row's text grow by one from document to document.
-  start = np.where(after > 0, after, 1)
-  ids[:, cut:] = np.where(ids[:, cut:] > 0, ids[:, cut:] - start + first, 0)
-  return mixed
+  size = batch['tokens'].shape[1]
+  rows = []
+  for first in range(0, len(batch['tokens']), texts):
+    turns = _turns(rng, texts=texts, size=size)
+    rows.append(
+        {
+            key: np.concatenate([x[first + t][part] for t, part in turns])
+            for key, x in batch.items()
+        }
+    )
+  mixed = {key: np.stack([row[key] for row in rows]) for key in batch}
+  return mixed | {'segment_ids': np.minimum(mixed['segment_ids'], 1)}
+
+
+def _turns(
+    rng: np.random.Generator, *, texts: int, size: int
+) -> list[tuple[int, slice]]:
+  """Returns which text is read from where to where, turn by turn."""
+  read, turns, last = [0] * texts, [], None
+  while live := [t for t in range(texts) if read[t] < size]:
+    text = int(rng.choice([t for t in live if t != last] or live))
+    end = min(size, read[text] + int(rng.integers(64, 513)))
+    turns.append((text, slice(read[text], end)))
+    read[text], last = end, text
+  return turns

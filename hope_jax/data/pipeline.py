@@ -5,13 +5,14 @@ tokenise, pack, shuffle rows within a window, batch. Everything is read as a
 stream, a window at a time, so a corpus may be larger than memory; and every
 stage knows its place, so the iterator's state is a few numbers.
 
-Rows of a batch may be made to go on in each other's text (`packing.switch`).
+Texts may be made to take turns in a row (`packing.interleave`).
 
 Rows are shuffled because a long document fills many rows in a row: without it a
 batch would hold little else than one document.
 """
 
 from collections.abc import Iterator
+import dataclasses
 import functools
 from typing import Any
 
@@ -129,16 +130,23 @@ def train_batches(
       .shuffle()[process_index::process_count]
       .repeat()
   )
-  window = _window_rows(documents, config)
-  stream = _shuffled_rows(
-      mine, tokenizer, config, window=window, seed=_seed(config)
-  )
-  batches = stream.batch(rows, drop_remainder=True)
-  if config.switch:
+  texts = config
+  if config.interleave > 1:
+    # Documents start no memory in such rows, so that they need no grid.
+    texts = dataclasses.replace(
+        config,
+        sequence_length=config.sequence_length // config.interleave,
+        batch_size=config.batch_size * config.interleave,
+        interleave=1,
+        align=1,
+    )
+  window = _window_rows(documents, texts)
+  batches = _shuffled_rows(
+      mine, tokenizer, texts, window=window, seed=_seed(config)
+  ).batch(rows * config.interleave, drop_remainder=True)
+  if config.interleave > 1:
     batches = batches.random_map(
-        functools.partial(
-            packing.switch, share=config.switch, align=config.align
-        ),
+        functools.partial(packing.interleave, texts=config.interleave),
         seed=_seed(config) + process_index,
     )
   return iter(batches)

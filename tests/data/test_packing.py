@@ -120,65 +120,54 @@ def test_nothing_gives_nothing():
     assert not list(packing.pack(documents, length=8, align=1, bos=BOS))
 
 
-class _Fixed:
-  """A generator that switches at one place."""
-
-  def __init__(self, place):
-    self.place = place
-
-  def random(self):
-    return 0.0
-
-  def integers(self, low, high):
-    assert low <= self.place < high
-    return self.place
-
-
-@pytest.mark.parametrize('seed', range(4))
-def test_a_switch_moves_text_and_keeps_every_target(seed):
-  """A failure means that rows lose text, or learn from a wrong token ahead."""
-  length, align = 32, 4
-  rows = [
-      packed.row
-      for packed in packing.pack(
-          _documents(seed), length=length, align=align, bos=BOS
-      )
-  ]
-  batch = {key: np.stack([row[key] for row in rows[:5]]) for key in KEYS}
-  for place in range(1, length // align):
-    mixed = packing.switch(batch, _Fixed(place), share=0.5, align=align)
-    cut = place * align
-    for i in range(5):
-      for key in KEYS:
-        assert mixed[key].dtype == batch[key].dtype
-        if key != 'segment_ids':
-          np.testing.assert_array_equal(
-              mixed[key][i, :cut], batch[key][i, :cut]
-          )
-          np.testing.assert_array_equal(
-              mixed[key][i, cut:], batch[key][i - 1, cut:]
-          )
-      ids, head = mixed['segment_ids'][i], batch['segment_ids'][i]
-      tail = batch['segment_ids'][i - 1, cut:]
-      np.testing.assert_array_equal(ids[:cut], head[:cut])
-      np.testing.assert_array_equal(ids > 0, mixed['mask'][i] > 0)
-      # Documents of the tail are told apart as before.
-      np.testing.assert_array_equal(np.diff(ids[cut:]) != 0, np.diff(tail) != 0)
-      joins = head[cut - 1] > 0 and tail[0] > 0
-      gap = ids[cut] == head[cut - 1] == 0
-      assert (ids[cut] == ids[cut - 1]) == (joins or gap)
-      # A start that is not the tail's own would be off the grid of chunks.
-      starts = np.flatnonzero((np.diff(ids) != 0) & (ids[1:] > 0)) + 1
-      assert not (starts % align).any()
-
-
-def test_a_switch_happens_as_often_as_asked():
-  """A failure means that data.switch is not a share of batches."""
+@pytest.mark.parametrize('texts', [2, 3, 4])
+def test_interleaved_texts_take_turns(texts):
+  """A failure means that rows lose text, mix it up or never come back to it."""
+  size, rows = 1024, 2
+  shape = (rows * texts, size)
+  # Each target names its text and its place in it.
+  targets = np.arange(rows * texts * size, dtype=np.int32).reshape(shape)
   batch = {
-      key: np.stack([x, x]) for key, x in packing.empty_row(32).items()
+      'tokens': targets - 1,
+      'targets': targets,
+      'mask': np.ones(shape, np.float32),
+      'segment_ids': 1 + targets // 300,
+      'target_bytes': targets % 5,
   }
-  count = lambda share: sum(
-      packing.switch(batch, rng, share=share, align=4) is not batch
-      for rng in map(np.random.default_rng, range(200))
+  returns = 0
+  for seed in range(5):
+    rng = np.random.default_rng(seed)
+    mixed = packing.interleave(batch, rng, texts=texts)
+    for key in KEYS:
+      assert mixed[key].shape == (rows, size * texts)
+      assert mixed[key].dtype == batch[key].dtype
+    assert (mixed['segment_ids'] == 1).all()
+    np.testing.assert_array_equal(mixed['tokens'], mixed['targets'] - 1)
+    np.testing.assert_array_equal(
+        mixed['target_bytes'], mixed['targets'] % 5
+    )
+    for row in range(rows):
+      text, place = np.divmod(mixed['targets'][row], size)
+      assert {*text} == set(range(row * texts, (row + 1) * texts))
+      for t in {*text}:  # Each in order, and whole.
+        np.testing.assert_array_equal(place[text == t], np.arange(size))
+      ends = np.flatnonzero(np.diff(text)) + 1
+      turns = np.diff([0, *ends, size * texts])
+      # The last text may take several turns in a row.
+      assert (turns[:-1] <= 512).all()
+      finished = [place[end - 1] == size - 1 for end in ends]
+      short = turns[:-1][~np.array(finished, bool)] < 64
+      assert not short.any()
+      returns += len(turns) - texts
+  assert returns > 0
+
+
+def test_padding_stays_padding():
+  """A failure means that memories read the filling of a last row."""
+  row = packing.empty_row(8)
+  row['segment_ids'][:3] = (1, 1, 2)
+  batch = {key: np.stack([x, x]) for key, x in row.items()}
+  mixed = packing.interleave(batch, np.random.default_rng(0), texts=2)
+  np.testing.assert_array_equal(
+      mixed['segment_ids'], [[1, 1, 1, 0, 0, 0, 0, 0] * 2]
   )
-  assert count(0.0) == 0 and count(1.0) == 200 and 60 < count(0.5) < 140

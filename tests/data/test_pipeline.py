@@ -54,9 +54,9 @@ def test_shapes_and_dtypes(tmp_path):
   assert (batch['mask'].shape, batch['mask'].dtype) == ((2, 16), np.float32)
 
 
-def test_switched_batches_resume_where_they_stopped(tmp_path, small_window):
-  """A failure means that a run with data.switch cannot be gone on with."""
-  config = _config(_corpus(tmp_path), switch=0.5)
+def test_interleaved_batches_resume_where_they_stopped(tmp_path, small_window):
+  """A failure means that a run with data.interleave cannot be gone on with."""
+  config = _config(_corpus(tmp_path), interleave=2)
   whole = data.train_batches(config)
   batches = [next(whole) for _ in range(12)]
   other = data.train_batches(config)
