@@ -17,7 +17,7 @@ eval      bits per byte of held-out text, as a line of JSON.
 generate  continues --prompt.
 
 An experiment file has a function `get_config()` that returns what it changes of
-the defaults; hope_jax/config.py lists every field with its meaning. Any field
+the defaults; hope_jax/config/ lists every field with its meaning. Any field
 can be changed on the command line, after the file:
 
   --config.model.dim=512 --config.model.continuum.periods=1,4,16

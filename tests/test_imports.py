@@ -30,7 +30,7 @@ DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
 READS_CONFIG = (
     'main.py', 'quickstart.py', 'plan.py', 'experiment.py', 'evals/',
     'infer/', 'train/', 'convert/', 'models/', 'optim/factory.py', 'data/',
-    'sharding.py',
+    'sharding.py', 'config/',
 )
 
 # Libraries that live in one place only, by the path below hope_jax.

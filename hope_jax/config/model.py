@@ -1,0 +1,225 @@
+"""Models: what stands in a block, and every choice within it."""
+
+import dataclasses
+from typing import Literal
+
+from hope_jax.config.build import positive, require
+
+
+@dataclasses.dataclass(frozen=True)
+class TitansConfig:
+  """Self-modifying Titans, NL §8 (Eq. 83-91), and what Table 6 takes away."""
+
+  # The form of every memory: a matrix z + zW, or the MLP of Eq. 89,
+  # z + act(z W_in) W_out. The MLP is the paper's; the matrix is about 3 x
+  # faster.
+  memory: Literal['matrix', 'mlp'] = 'mlp'
+  # Hidden width of an MLP memory over its input width: the main memory, and the
+  # memories that make keys, values and gates. Not given by the paper.
+  expansion: int = 4
+  projection_expansion: int = 1
+  # Tokens between two updates of the frozen copy that keys, values, gates,
+  # targets and gradients are computed from (Eq. 90): for the main memory, and
+  # for the others. One must divide the other.
+  chunk: int = 16
+  projection_chunk: int = 16
+  # Inner loss. 'delta': -<M(k), v^>, whose only erasure is that of DGD, the
+  # exact delta rule. 'l2': 1/2 |M(k) - v^|^2 at the frozen copy, the paper's
+  # literal choice, which erases twice (fixed point v^/2, eigenvalues near -1 in
+  # long chunks). 'delta' by default, because it is contractive for every input.
+  objective: Literal['delta', 'l2'] = 'delta'
+  # The target v^ = M(v). 'bounded': v^ / sqrt(1 + |v^|^2), inside the unit
+  # ball, so that no input can make a memory grow without bound; 'raw': as
+  # printed; 'value': v itself for the main memory, as in Titans.
+  target: Literal['bounded', 'raw', 'value'] = 'bounded'
+  # Which state a query reads: 'causal', the state before its own token's write
+  # (Eq. 86); 'boundary', the frozen copy (Eq. 90), blind to its own chunk.
+  read: Literal['causal', 'boundary'] = 'causal'
+  # Inner learning rate eta = alpha * eta_max * sigmoid(.). With unit keys and
+  # eta_max <= 1 every write is a contraction. None: 1 for 'delta', and 1/chunk
+  # for 'l2', where the frozen gradient counts once for each token of the chunk.
+  # 0 (with retention=False) switches the memory off: nothing is ever written.
+  eta_max: float | None = None
+  # Which eigenvalues alpha - eta |k|^2 a write may have along its key.
+  # 'positive': in [0, alpha], by eta <= alpha. 'signed': in [-1, alpha], by
+  # eta <= 1 + alpha; a memory can then turn over, which counting modulo two
+  # (Parity) needs. Also stable: nested/titans.py has the argument. ('l2' erases
+  # twice, and so has eigenvalues down to -alpha at chunk 1 as it is.)
+  eigenvalues: Literal['positive', 'signed'] = 'positive'
+  # eta_max of the memories of keys, values and gates, as a share of it.
+  # Smaller, so that the projections drift more slowly than what they write.
+  projection_eta: float = 0.1
+  # eta / eta_max at initialisation.
+  eta_init: float = 0.5
+  # alpha at initialisation, a token. 0.999 halves a memory in 700 tokens.
+  retention_init: float = 0.999
+  # Momentum S_t = mu S_{t-1} + (1 - mu) G_t on the inner gradient. Only Table 6
+  # speaks of it; mu is data-dependent, momentum_init at initialisation.
+  momentum: bool = True
+  momentum_init: float = 0.5
+  # Table 6, one flag a row: plain gradient descent instead of DGD, no
+  # retention, static key / value memories (read from their initial states),
+  # adaptive query.
+  dgd: bool = True
+  retention: bool = True
+  adaptive_k: bool = True
+  adaptive_v: bool = True
+  adaptive_q: bool = False
+  # The same for the memories of eta and alpha.
+  adaptive_gates: bool = True
+  # Which layers of an MLP memory DGD decays along their input.
+  dgd_layers: Literal['all', 'input', 'output'] = 'all'
+  # A causal convolution of window 4 on each of the q, k and v streams, ahead of
+  # their memories: there it stays parallel in time, and it breaks the symmetry
+  # between keys and values.
+  conv: bool = True
+  conv_width: int = 4
+  # How its taps start. 'recall': a key is made of the tokens before its own, by
+  # the taps with which a query is made of its own and those before; a memory
+  # then predicts from the first step on. 'identity': the token itself.
+  conv_init: Literal['recall', 'identity'] = 'recall'
+  # A static projection of the residual stream ahead of the memories: one for
+  # each stream, one for all, or none (each head sees its slice of the stream).
+  input_projection: Literal['streams', 'shared', 'none'] = 'shared'
+  # Where packed documents may start. 'document': anywhere; the chunk grid
+  # restarts with each, so that a document gives what it gives alone. 'aligned':
+  # only at multiples of the shorter chunk (data.align sees to it), which needs
+  # no rearrangement; a start elsewhere gives NaN.
+  grid: Literal['document', 'aligned'] = 'document'
+  # What runs the layer's tiles. 'auto': the TPU kernel on a TPU, where it keeps
+  # the memories on the chip from tile to tile, and XLA elsewhere; a size that
+  # the kernel does not take (see kernels/dgd) falls back to XLA with a warning.
+  # 'pallas_tpu' refuses instead, and 'xla' is for comparing the two.
+  implementation: Literal['auto', 'xla', 'pallas_tpu'] = 'auto'
+
+  def __post_init__(self):
+    positive(
+        self, 'expansion', 'projection_expansion', 'chunk',
+        'projection_chunk', 'projection_eta',
+    )
+    require(
+        self.conv_width >= 2,
+        f'TitansConfig.conv_width must be at least 2; got {self.conv_width}',
+    )
+    big, small = (
+        max(self.chunk, self.projection_chunk),
+        min(self.chunk, self.projection_chunk),
+    )
+    require(
+        big % small == 0,
+        'TitansConfig.chunk and projection_chunk: one must divide the other;'
+        f' got {self.chunk} and {self.projection_chunk}',
+    )
+    require(
+        0 < self.eta_init < 1,
+        f'TitansConfig.eta_init must be in (0, 1); got {self.eta_init}',
+    )
+    require(
+        0.99 <= self.retention_init < 1,
+        'TitansConfig.retention_init must be in [0.99, 1);'
+        f' got {self.retention_init}',
+    )
+    require(
+        0 < self.momentum_init < 1,
+        'TitansConfig.momentum_init must be in (0, 1);'
+        f' got {self.momentum_init}',
+    )
+    require(
+        self.eigenvalues == 'positive' or self.objective == 'delta',
+        "TitansConfig.eigenvalues='signed' needs objective='delta'; got"
+        f' {self.objective!r}',
+    )
+    require(
+        self.eta_max is None or self.eta_max >= 0,
+        f'TitansConfig.eta_max must not be negative; got {self.eta_max}',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ContinuumConfig:
+  """Continuum Memory System, NL §7.1 (Eq. 70-74): MLPs, fast to slow."""
+
+  # Update periods, fastest level first; each must divide the next. In optimizer
+  # steps under regime 'outer', in tokens under 'in_context'. One level of
+  # period 1 is a Transformer's MLP.
+  periods: tuple[int, ...] = (1, 4, 16)
+  # How the levels are joined: Eq. 73 (chain), Eq. 72 (chain; a level restarts
+  # from an initial state that the next slower level learns), Eq. 74 (sum).
+  variant: Literal['sequential', 'nested', 'independent'] = 'sequential'
+  # 'outer': a level is a parameter group of the outer optimizer with a period
+  # of its own. 'in_context': every sequence has fast weights of its own,
+  # updated on its own next-token loss, from initial states that are learned
+  # outside.
+  regime: Literal['outer', 'in_context'] = 'outer'
+  # Outer gradient through the in-context updates.
+  outer_gradient: Literal['exact', 'first_order'] = 'first_order'
+  # Inner learning rate of each level ('in_context'), for the mean over the
+  # chunk; 'sum' is the literal Eq. 71.
+  learning_rates: tuple[float, ...] = (1e-2, 1e-2, 1e-2)
+  accumulate: Literal['mean', 'sum'] = 'mean'
+
+  def __post_init__(self):
+    object.__setattr__(self, 'periods', tuple(self.periods))
+    object.__setattr__(self, 'learning_rates', tuple(self.learning_rates))
+    require(
+        len(self.periods) > 0 and all(p > 0 for p in self.periods),
+        f'ContinuumConfig.periods must be positive; got {self.periods}',
+    )
+    for fast, slow in zip(self.periods, self.periods[1:]):
+      require(
+          slow % fast == 0,
+          'ContinuumConfig.periods: each must divide the next, slower one;'
+          f' got {slow} after {fast} in {self.periods}',
+      )
+    if self.regime == 'in_context':
+      require(
+          len(self.learning_rates) == len(self.periods),
+          'ContinuumConfig.learning_rates needs one rate a level; got'
+          f' {len(self.learning_rates)} for {len(self.periods)} periods',
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """A language model: the mixer, what follows it, and their sizes."""
+
+  # The mixer of a block. hope: self-modifying Titans, hope_attention: softmax
+  # attention; a CMS follows these two, and one SwiGLU MLP all others.
+  # transformer: softmax attention (Transformer++; a sliding window by
+  # attention_window). titans, ttt: settings of `titans`, see models/blocks.py.
+  # linear_attention, retnet, deltanet, gated_deltanet: nested/linear_memory.py.
+  architecture: Literal[
+      'hope', 'hope_attention', 'transformer', 'titans', 'ttt',
+      'linear_attention', 'retnet', 'deltanet', 'gated_deltanet', 'lstm',
+  ] = 'hope'
+  vocab_size: int = 256
+  dim: int = 256
+  layers: int = 4
+  heads: int = 4
+  # Total hidden width of a block's MLPs over dim; levels of a CMS share it.
+  mlp_expansion: float = 4.0
+  # Tokens that softmax attention looks back on; also the size of its cache.
+  attention_window: int = 2048
+  rope_base: float = 10_000.0
+  # The self-modifying Titans and CMS of a block.
+  titans: TitansConfig = TitansConfig()
+  continuum: ContinuumConfig = ContinuumConfig()
+  tie_embeddings: bool = False
+  # Dtype of matrix products; parameters and states stay float32.
+  dtype: Literal['float32', 'bfloat16'] = 'float32'
+  # What the backward pass computes anew: nothing but groups of the scan over
+  # tokens ('none'); each part of a block, so that its streams and a few memory
+  # states stay ('parts'); the whole block, so that its input alone stays, at
+  # the price of one more forward pass through the memories ('block').
+  remat: Literal['none', 'parts', 'block'] = 'block'
+
+  def __post_init__(self):
+    positive(
+        self, 'vocab_size', 'dim', 'layers', 'heads', 'mlp_expansion',
+        'attention_window',
+    )
+    require(
+        self.dim % self.heads == 0,
+        f'ModelConfig.heads must divide dim; got heads={self.heads},'
+        f' dim={self.dim}',
+    )
