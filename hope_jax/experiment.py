@@ -51,13 +51,15 @@ def _value(name: str, text: str, kind: Any) -> Any:
     return text
   words = {'true': True, 'false': False, 'none': None}
   try:
-    return words[text.lower()] if text.lower() in words else ast.literal_eval(
-        text
-    )
+    value = words.get(text.lower(), text)
+    value = ast.literal_eval(text) if value is text else value
   except (ValueError, SyntaxError):
-    if typing.get_origin(kind) is tuple:  # words need no quotes
-      return tuple(word for word in text.split(',') if word)
-    return text
+    value = text
+  if typing.get_origin(kind) is not tuple:
+    return value
+  if typing.get_args(kind)[0] is str and not text.startswith(('(', '[')):
+    return tuple(word for word in text.split(',') if word)
+  return value if isinstance(value, (tuple, list)) else (value,)
 
 
 def override(

@@ -12,6 +12,7 @@ import pytest
 
 from hope_jax import experiment as experiment_lib
 from hope_jax import main as main_lib
+from hope_jax.evals import sweep
 from tests import standin
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -213,6 +214,27 @@ def test_overrides():
   assert config.model.dim == 32  # From the file.
   none = [('model.titans.eta_max', 'none')]
   assert main_lib.load_config(TINY, 'x', none).model.titans.eta_max is None
+
+
+@pytest.mark.parametrize(
+    ('text', 'seeds'), [('0', (0,)), ('0,1', (0, 1)), ('(2,)', (2,))]
+)
+def test_a_list_of_numbers(text, seeds):
+  """If it fails, a list of one number must be written in Python."""
+  values = {}
+  experiment_lib.override(values, [('seeds', text)], sweep.SweepConfig)
+  assert values == {'seeds': seeds}
+
+
+@pytest.mark.parametrize(
+    ('text', 'columns'),
+    [('8', ('8',)), ('4,8', ('4', '8')), ('x', ('x',)), ("('a',)", ('a',))],
+)
+def test_a_list_of_words(text, columns):
+  """If it fails, words that look like numbers are refused."""
+  values = {}
+  experiment_lib.override(values, [('columns_run', text)], sweep.SweepConfig)
+  assert values == {'columns_run': columns}
 
 
 def test_experiment_with_an_argument(tmp_path):
