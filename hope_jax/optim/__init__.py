@@ -1,7 +1,12 @@
 """Optimizers: optax transformations, and the levels they act on."""
 
 from hope_jax.optim.deep_momentum import deep_momentum, scale_by_deep_momentum
-from hope_jax.optim.dgd import delta_dot, delta_dot_general, dgd
+from hope_jax.optim.dgd import (
+  delta_dot,
+  delta_dot_general,
+  dgd,
+  scale_by_dgd,
+)
 from hope_jax.optim.frequency import at_frequency, nested, update_counts
 from hope_jax.optim.leaves import matrix_labels
 from hope_jax.optim.m3 import (
@@ -41,6 +46,7 @@ __all__ = [
     'preconditioned_momentum',
     'scale_by_deep_momentum',
     'scale_by_delta_momentum',
+    'scale_by_dgd',
     'scale_by_feature_momentum',
     'scale_by_m3',
     'scale_by_multi_scale_momentum',

@@ -137,6 +137,8 @@ def scale_by_deep_momentum(
       extra = range(g.ndim, 2)
       read, new = jnp.squeeze(read, extra), jnp.squeeze(new, extra)
       results.append((read.astype(g.dtype), new, *layers))
+    if not results:
+      return grads, state
     updates, linear, *layers = map(structure.unflatten, zip(*results))
     return updates, DeepMomentumState(linear, tuple(layers), state.start)
 

@@ -123,6 +123,22 @@ def delta_dot(
   return delta_dot_general(eta, reduction=reduction)(x, w, numbers)
 
 
+def scale_by_dgd() -> optax.GradientTransformation:
+  """The direction of delta gradient descent (NL Eq. 54-57): the gradient as is.
+
+  The delta term needs the inputs of a layer, which no optimizer sees; it comes
+  in the gradient, from `delta_dot_general`. What is left is the learning rate.
+
+  Returns:
+    A transformation without state.
+
+  References:
+    Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025,
+    §4.5, Eq. 54-57, and App. C.
+  """
+  return optax.identity()
+
+
 def dgd(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -156,10 +172,6 @@ def dgd(
     >>> updates, state = tx.update(jax.grad(loss)(w), state, w)
     >>> bool(loss(optax.apply_updates(w, updates)) < loss(w))
     True
-
-  References:
-    Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025,
-    §4.5, Eq. 54-57, and App. C.
   """
   if fallback not in FALLBACKS:
     raise ValueError(
@@ -181,7 +193,9 @@ def dgd(
 
   return leaves.partition(
       {
-          'matrix': optax.scale_by_learning_rate(learning_rate),
+          'matrix': optax.chain(
+              scale_by_dgd(), optax.scale_by_learning_rate(learning_rate)
+          ),
           'other': FALLBACKS[fallback](fallback_learning_rate),
       },
       labels,

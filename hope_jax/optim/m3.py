@@ -305,7 +305,7 @@ def scale_by_m3(
     def direction(g, o1, o2, v):
       d = (o1 + slow_weight * o2) / (jnp.sqrt(v * debias) + eps)
       # Where no gradient ever came there is nothing to divide, and no step.
-      d = jnp.where(v > 0, d, 0) if accumulate == 'ema' else d
+      d = jnp.where(v == 0, 0, d) if accumulate == 'ema' else d
       if rms is not None:
         square = jnp.mean(d * d, axis=(-2, -1), keepdims=True)
         d = d * jnp.where(

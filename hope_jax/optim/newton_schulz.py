@@ -20,14 +20,15 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalize(
-    x: Array, *, steps: int = 5, eps: float = 1e-8
+    x: Array, *, steps: int | Array = 5, eps: float = 1e-8
 ) -> Array:
   """Moves every singular value of every matrix towards 1.
 
   Args:
     x: [..., M, N]; each matrix by itself. A zero matrix stays zero, and NaN in
       one matrix stays in it.
-    steps: iterations.
+    steps: iterations; as an array, as when it is an injected hyperparameter,
+      they are a loop.
     eps: added to the Frobenius norm.
 
   Returns:
@@ -48,20 +49,24 @@ def orthogonalize(
     raise ValueError(
         f'Newton-Schulz needs matrices [..., M, N]; got shape {x.shape}'
     )
-  if steps < 0:
+  if isinstance(steps, int) and steps < 0:
     raise ValueError(f'Newton-Schulz steps must not be negative; got {steps}')
   return on_whole_matrices(lambda y: _orthogonalize(y, steps, eps), x)
 
 
-def _orthogonalize(x: Array, steps: int, eps: float) -> Array:
+def _orthogonalize(x: Array, steps: int | Array, eps: float) -> Array:
   tall = x.shape[-2] > x.shape[-1]
   y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   y = jnp.swapaxes(y, -1, -2) if tall else y
   y = y / (jnp.sqrt(jnp.sum(y * y, axis=(-2, -1), keepdims=True)) + eps)
   a, b, c = QUINTIC
-  for _ in range(steps):
+
+  def iterate(_, y):
     gram = y @ jnp.swapaxes(y, -1, -2)
-    y = a * y + (b * gram + c * (gram @ gram)) @ y
+    return a * y + (b * gram + c * (gram @ gram)) @ y
+
+  known = isinstance(steps, int)
+  y = jax.lax.fori_loop(0, steps, iterate, y, unroll=True if known else None)
   return (jnp.swapaxes(y, -1, -2) if tall else y).astype(x.dtype)
 
 

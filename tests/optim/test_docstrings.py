@@ -13,7 +13,7 @@ ALIASES = [
     name.removeprefix('scale_by_')
     for name in optim.__all__
     if name.startswith('scale_by_')
-] + ['dgd']
+]
 FOLDER = pathlib.Path(optim.__file__).parent
 MODULES = sorted(p.stem for p in FOLDER.glob('*.py') if p.stem != '__init__')
 
@@ -26,12 +26,11 @@ def test_an_optimizer_has_the_form_of_all(name):
   assert first.name == 'learning_rate'
   assert all(p.kind == p.KEYWORD_ONLY for p in options), name
   assert 'Example:' in alias.__doc__
-  scale = getattr(optim, f'scale_by_{name}', alias)
+  scale = getattr(optim, f'scale_by_{name}')
   described = inspect.getmodule(scale).__doc__ + scale.__doc__
   assert 'Eq.' in described and 'References:' in scale.__doc__
-  if scale is not alias:
-    options = inspect.signature(scale).parameters.values()
-    assert all(p.kind == p.KEYWORD_ONLY for p in options), scale.__name__
+  options = inspect.signature(scale).parameters.values()
+  assert all(p.kind == p.KEYWORD_ONLY for p in options), scale.__name__
 
 
 @pytest.mark.parametrize('module', MODULES)

@@ -352,6 +352,8 @@ def test_zero_and_nan_stay_where_they_are():
     assert np.isfinite(updates['good']).all()
     assert np.isfinite(updates['bias']).all()
     assert not np.asarray(updates['zero']).any()
+    # Where it is shows: a matrix that stood still for ever would not.
+    assert np.isnan(updates['bad']).all()
 
 
 def test_half_life_of_momentum():
