@@ -6,9 +6,9 @@
 Both train, then report held-out bits per byte, a second reading with the memory
 carried and with it reset, and a sample: printed, and as runs/.../report.html.
 
-Measured on two cores of an AMD EPYC (experiments/results): 2.31 held-out bits
-per byte in 90 s (on an older machine 4 min 31 s), 1.19 after 26 minutes of
-`:hour`; a byte trigram has 2.50, gzip -9 1.91, xz -9 1.52.
+Measured on an AMD EPYC of two cores (experiments/results): 2.21 held-out bits
+per byte in 4 min 8 s, 1.18 after 73 minutes of `:hour` on one core; a byte
+trigram has 2.50, gzip -9 1.91, xz -9 1.52.
 """
 
 import ml_collections

@@ -60,7 +60,7 @@ def test_reports_and_goes_on(small_model, corpus, tmp_path, capsys):
     assert f'{results["baselines"]["trigram"]:.3f}' in text
   heldout = results['heldout']
   assert heldout['bytes'] == heldout['of_bytes'] > 5000
-  assert results['training']['bytes'] == pytest.approx(4 * 4 * 32, rel=0.1)
+  assert results['training']['bytes'] == pytest.approx(4 * 32, rel=0.1)
   assert [r['step'] for r in results['curve'] if r['split'] == 'train'] == [
       1, 2, 3, 4
   ]
