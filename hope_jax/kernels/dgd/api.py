@@ -1,6 +1,7 @@
 """`dgd_recurrence`: the one entry to the delta gradient descent recurrence."""
 
 import functools
+import math
 from typing import Any, Literal, get_args
 import warnings
 
@@ -11,6 +12,7 @@ from jax.sharding import PartitionSpec
 from hope_jax.kernels.dgd import (
   block_sizes,
   chunked,
+  handover,
   pallas_tpu,
   reference,
   segments,
@@ -88,7 +90,9 @@ def dgd_recurrence(
       'hbm' saves them, 'recompute' computes them anew, 'auto' chooses.
     partition: how the mesh that is set splits batch and heads, for example
       P('data', 'tensor'). Every device then runs its rows and heads alone,
-      without communication; kernels cannot be split in any other way.
+      without communication; kernels cannot be split in any other way. A third
+      axis, as in P('data', 'tensor', 'sequence'), splits the sequence: see
+      `handover`. A kernel then takes values that are K wider.
     interpret: True, or pltpu.InterpretParams(): the kernel runs emulated, for
       tests on any platform.
 
@@ -97,8 +101,9 @@ def dgd_recurrence(
     float32 (float64 if any input is).
 
   Raises:
-    ValueError: for shapes that do not fit together, an unknown option, or an
-      implementation that cannot run here.
+    ValueError: for shapes that do not fit together, an unknown option, an
+      implementation that cannot run here, or a sequence that the mesh does not
+      divide (for 'chunk' reads, into whole tiles).
   """
   _validate(q, k, u, eta, log_alpha, state, segment_ids)
   for name, value, kind in (
@@ -123,27 +128,54 @@ def dgd_recurrence(
   log_alpha = jnp.maximum(log_alpha.astype(dtype), MIN_LOG_ALPHA)
   if t == 0:
     return jnp.zeros(u.shape, u.dtype), state
+  of_batch, of_heads, of_sequence = (*(partition or ()), *(None,) * 3)[:3]
+  # A shard carries its map of states beside the state: K columns more.
+  width = u.shape[-1] + (0 if of_sequence is None else key_dim)
   implementation, tile = _resolve(
-      implementation, tile, read, key_dim, u.shape[-1], dtype, interpret
+      implementation, tile, read, key_dim, width, dtype, interpret
   )
-  options = dict(read=read, tile=tile, precision=precision)
+  form = options = dict(read=read, tile=tile, precision=precision)
   if implementation == 'pallas_tpu':
-    options.update(save_states=save_states, interpret=interpret)
+    options = dict(form, save_states=save_states, interpret=interpret)
   run = functools.partial(_run, implementation=implementation, **options)
   args = (q, k, u, eta, log_alpha, state, segment_ids)
   if partition is None:
-    return run(*args)
-  of_batch, of_heads = partition
-  tokens = PartitionSpec(of_batch, None, of_heads)
+    o, (final, *_) = run(*args)
+    return o, final
+  if of_sequence is not None:
+    _check_sequence(of_sequence, t, read, tile)
+    run = functools.partial(
+        handover.recurrence, run, axis_name=of_sequence, **form
+    )
+  tokens = PartitionSpec(of_batch, of_sequence, of_heads)
   matrices = PartitionSpec(of_batch, of_heads)
-  ids = None if segment_ids is None else PartitionSpec(of_batch)
-  return jax.shard_map(
+  ids = None if segment_ids is None else PartitionSpec(of_batch, of_sequence)
+  o, (final, *_) = jax.shard_map(
       run,
       in_specs=(*(tokens,) * 5, matrices, ids),
       out_specs=(tokens, matrices),
       # What a kernel returns does not say over which axes it varies.
       check_vma=False,
   )(*args)
+  return o, final
+
+
+def _check_sequence(axes, length: int, read: str, tile: int) -> None:
+  """Raises ValueError where the mesh cannot split the sequence over `axes`."""
+  mesh = jax.sharding.get_abstract_mesh()
+  names = (axes,) if isinstance(axes, str) else axes
+  shards = math.prod(mesh.shape[name] for name in names)
+  if length % shards:
+    raise ValueError(
+        f'T must be a multiple of the {shards} devices of mesh axis {axes!r};'
+        f' got T={length}'
+    )
+  if read == 'chunk' and length // shards % tile:
+    raise ValueError(
+        f'tile must divide the {length // shards} tokens of each of the'
+        f" {shards} devices of mesh axis {axes!r} if read is 'chunk'; got"
+        f' tile={tile}'
+    )
 
 
 def _resolve(
@@ -178,12 +210,16 @@ def _resolve(
 
 
 def _run(
-    q, k, u, eta, log_alpha, state, segment_ids, *, implementation, **options
+    q, k, u, eta, log_alpha, state, segment_ids, ahead=None, *,
+    implementation, read, **options
 ):
-  """Arguments as validated, options of the implementation."""
+  """On one device: arguments as validated, options of the implementation.
+
+  `ahead` and what is returned: as `run` of `handover.recurrence`.
+  """
   if implementation == 'pallas_tpu':
     return pallas_tpu.recurrence(
-        q, k, u, eta, log_alpha, state, segment_ids, **options
+        q, k, u, eta, log_alpha, state, segment_ids, ahead, read=read, **options
     )
   args = *(x.astype(state.dtype) for x in (q, k, u)), eta, log_alpha, state
   if implementation == 'reference':
@@ -191,12 +227,17 @@ def _run(
     if ids is None:
       ids = jnp.zeros(k.shape[:2], jnp.int32)
     options.pop('precision')
-    o, final = reference.recurrence(*args, segment_ids=ids, **options)
+    o, states = reference.recurrence(
+        *args, segment_ids=ids, ahead=ahead, read=read, **options
+    )
   elif segment_ids is None:
-    o, final = chunked.chunk_scan(*args, **options)
+    o, *states = chunked.chunk_scan(*args, read=read, **options)
   else:
-    o, final = segments.segment_scan(*args, segment_ids, **options)
-  return o.astype(u.dtype), final
+    o, states = segments.segment_scan(
+        *args, segment_ids, ahead=ahead, read=read, **options
+    )
+  count = 2 if read == 'chunk' and segment_ids is not None else 1
+  return o.astype(u.dtype), tuple(states[:count])
 
 
 def dgd_step(

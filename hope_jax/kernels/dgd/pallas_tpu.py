@@ -68,17 +68,21 @@ def recurrence(
     log_alpha: Array,
     state: Array,
     segment_ids: Array | None,
+    ahead: Array | None = None,
     *,
     read: chunked.Read,
     tile: int,
     precision: str,
     save_states: str,
     interpret: Any,
-) -> tuple[Array, Array]:
+) -> tuple[Array, tuple[Array, ...]]:
   """`api.dgd_recurrence` by the kernel; q, k and u in the dtype they come in.
 
+  `ahead` [B]: tokens of the first segment that came before.
+
   Returns:
-    Outputs [B, T, H, V] in u's dtype, and the final state float32.
+    Outputs [B, T, H, V] in u's dtype; the final state float32 and, if read is
+    'chunk' and rows are packed, the state at the last chunk start.
   """
   batch, length, heads, key_dim = k.shape
   lanes = block_sizes.lanes(u.shape[-1])
@@ -95,16 +99,16 @@ def recurrence(
     step = functools.partial(_step, read=read, precision=precision)
     keep = functools.partial(_keep, precision=precision)
     (state,), o = tile_scan(step, (), (state,), xs, (), scan_plan, keep)
-    return o, state
+    return o, (state,)
   step = functools.partial(_segment_step, read=read, precision=precision)
-  where = segments.tile_positions(segment_ids, tile)
+  where = segments.tile_positions(segment_ids, tile, ahead)
   marks = segments.Segments(*(
       jnp.broadcast_to(x[..., None], (*x.shape, heads)) for x in where
   ))
   # Only a 'chunk' read looks back to a chunk's start.
   carry = (state, state) if read == 'chunk' else (state,)
-  (state, *_), o = tile_scan(step, (state,), carry, xs, marks, scan_plan)
-  return o, state
+  states, o = tile_scan(step, (state,), carry, xs, marks, scan_plan)
+  return o, states
 
 
 def _keep(xs, *, precision):

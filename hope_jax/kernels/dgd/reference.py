@@ -28,7 +28,8 @@ def recurrence(
     read: str,
     tile: int,
     segment_ids: Array,
-) -> tuple[Array, Array]:
+    ahead: Array | None = None,
+) -> tuple[Array, tuple[Array, Array]]:
   """Runs the recurrence token by token.
 
   Args:
@@ -41,9 +42,11 @@ def recurrence(
     read: 'pre', 'post' or 'chunk'.
     tile: chunk of the 'chunk' read, in tokens.
     segment_ids: [B, T]; the state restarts where the id changes.
+    ahead: [B], tokens of the first segment that came before; None is 0.
 
   Returns:
-    Outputs [B, T, H, V] and the final state [B, H, K, V], in the state's dtype.
+    Outputs [B, T, H, V], and two states [B, H, K, V], the final one and the one
+    at the last chunk start; in the state's dtype.
   """
   dtype = state.dtype
   starts = jnp.concatenate(
@@ -76,6 +79,6 @@ def recurrence(
       jnp.moveaxis(x, 1, 0)
       for x in (*(x.astype(dtype) for x in (q, k, u, eta, log_alpha)), starts)
   ]
-  carry = (state, state, jnp.zeros_like(segment_ids[:, 0]))
-  (state, _, _), o = jax.lax.scan(token, carry, tuple(xs))
-  return jnp.moveaxis(o, 0, 1), state
+  position = jnp.zeros_like(segment_ids[:, 0]) if ahead is None else ahead
+  (*states, _), o = jax.lax.scan(token, (state, state, position), tuple(xs))
+  return jnp.moveaxis(o, 0, 1), tuple(states)

@@ -30,20 +30,27 @@ class Segments(NamedTuple):
   boundary: Array  # [..., C] int: where the token's chunk starts; -1: before
 
 
-def locate(segment_ids: Array, tile: int) -> Segments:
+def locate(
+    segment_ids: Array, tile: int, ahead: Array | None = None
+) -> Segments:
   """Positions of segment and chunk starts of each token, from [B, T] ids.
 
   A chunk is `tile` tokens counted from the segment's start. Returns global
-  positions, [B, T]; the segment of the first token starts at position 0.
+  positions, [B, T]; the segment of the first token starts at position 0, or
+  `ahead` [B] tokens before it.
   """
   t = jnp.arange(segment_ids.shape[1])
   changed = segment_ids[:, 1:] != segment_ids[:, :-1]
   starts = jnp.pad(changed, ((0, 0), (1, 0)))
   first = jax.lax.cummax(jnp.where(starts, t, 0), axis=1)
+  if ahead is not None:
+    first = jnp.where(first == 0, -ahead[:, None], first)
   return Segments(first, first + (t - first) // tile * tile)
 
 
-def tile_positions(segment_ids: Array, tile: int) -> Segments:
+def tile_positions(
+    segment_ids: Array, tile: int, ahead: Array | None = None
+) -> Segments:
   """`locate`, counted from the start of each token's tile; -1: before it.
 
   [B, T padded to tiles]. Padding goes on with the last segment, and the first
@@ -51,8 +58,8 @@ def tile_positions(segment_ids: Array, tile: int) -> Segments:
   """
   missing = -segment_ids.shape[1] % tile
   ids = jnp.pad(segment_ids, ((0, 0), (0, missing)), mode='edge')
-  where = locate(ids, tile)
-  where = where._replace(first=jnp.where(where.first == 0, -1, where.first))
+  where = locate(ids, tile, ahead)
+  where = where._replace(first=jnp.where(where.first <= 0, -1, where.first))
   start = jnp.arange(ids.shape[1]) // tile * tile
   return Segments(*(jnp.maximum(x - start, -1) for x in where))
 
@@ -160,9 +167,15 @@ def segment_scan(
     read: Read,
     tile: int,
     precision: str,
-) -> tuple[Array, Array]:
-  """`chunked.chunk_scan` with segments; each restarts from `state`."""
-  where = tile_positions(segment_ids, tile)
+    ahead: Array | None = None,
+) -> tuple[Array, tuple[Array, Array]]:
+  """`chunked.chunk_scan` with segments; each restarts from `state`.
+
+  `ahead` [B]: tokens of the first segment that came before. Returns outputs,
+  and two states, the final one and the one at the last chunk start (of a
+  'chunk' read).
+  """
+  where = tile_positions(segment_ids, tile, ahead)
 
   def body(states, xs):
     """carry: state and chunk-start state; xs: a tile of the inputs."""
@@ -174,7 +187,7 @@ def segment_scan(
 
   xs = tuple(tiles(x, tile) for x in (q, k, u, eta, log_alpha))
   where = Segments(*(tiles(x[:, :, None], tile) for x in where))
-  (final, _), o = jax.lax.scan(
+  states, o = jax.lax.scan(
       jax.checkpoint(body), (state, state), (*xs, where)
   )
-  return untile(o, k.shape[1]), final
+  return untile(o, k.shape[1]), states
