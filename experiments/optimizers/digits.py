@@ -1,7 +1,8 @@
-"""A small ViT on scikit-learn's digits, trained by each optimizer.
+r"""A small ViT on scikit-learn's digits, trained by each optimizer.
 
   pip install 'hope_jax[images]'
-  python -m hope_jax.evals.optimizers experiments/optimizers/digits.py
+  python -m hope_jax.evals.optimizers \
+      --config=experiments/optimizers/digits.py
 
 1,437 pictures of 8 x 8 to train on, 360 held out. What came of it, and how long
 it took: experiments/optimizers/README.md.
@@ -11,9 +12,14 @@ import ml_collections
 
 
 def get_config(form: str = 'full') -> ml_collections.ConfigDict:
+  if form not in ('full', 'tiny'):
+    raise ValueError(f"the form is 'full' or 'tiny'; got {form!r}")
   tiny = form == 'tiny'
   return ml_collections.ConfigDict({
       'task': 'images',
+      'optimizers': (
+          'adamw', 'muon', 'adamuon', 'm3', 'dgd', 'delta_momentum',
+      ),
       'steps': 4 if tiny else 300,
       'trials': 2 if tiny else 5,
       'seeds': (1,) if tiny else (1, 2, 3),

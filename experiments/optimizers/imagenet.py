@@ -1,8 +1,9 @@
-"""The paper's own comparison: ViT-S/16 and ViT-B/16 on ImageNet-21k (NL §9.7).
+r"""The paper's own comparison: ViT-S/16 and ViT-B/16 on ImageNet-21k (NL §9.7).
 
-  python -m hope_jax.evals.optimizers experiments/optimizers/imagenet.py
+  python -m hope_jax.evals.optimizers \
+      --config=experiments/optimizers/imagenet.py
 
-and with --form=base for the larger.
+and with `imagenet.py:base` for the larger.
 
 Any set of images that TFDS has prepared with file_format='array_record' will
 do; set the names and the number of classes below. Not run here: it wants a pod,
@@ -14,6 +15,8 @@ import ml_collections
 
 
 def get_config(form: str = 'full') -> ml_collections.ConfigDict:
+  if form not in ('full', 'base'):
+    raise ValueError(f"the form is 'full' or 'base'; got {form!r}")
   base = form == 'base'
   return ml_collections.ConfigDict({
       'task': 'images',

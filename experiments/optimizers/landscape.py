@@ -1,6 +1,7 @@
-"""The paper's toy landscape (NL Eq. 53, Fig. 4): two numbers, a winding valley.
+r"""The toy landscape of NL Eq. 53 (Fig. 4): two numbers, a winding valley.
 
-  python -m hope_jax.evals.optimizers experiments/optimizers/landscape.py
+  python -m hope_jax.evals.optimizers \
+      --config=experiments/optimizers/landscape.py
 
 From (-3.5, 2), the paper's start, and nine starts near it. The constants of
 the valley, which the paper does not give, are in evals/optimizers.py. A minute
@@ -11,6 +12,8 @@ import ml_collections
 
 
 def get_config(form: str = 'full') -> ml_collections.ConfigDict:
+  if form not in ('full', 'tiny'):
+    raise ValueError(f"the form is 'full' or 'tiny'; got {form!r}")
   tiny = form == 'tiny'
   return ml_collections.ConfigDict({
       'task': 'landscape',

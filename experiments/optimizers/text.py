@@ -1,6 +1,7 @@
-"""A byte language model on Python's standard library, by each optimizer.
+r"""A byte language model on Python's standard library, by each optimizer.
 
-  python -m hope_jax.evals.optimizers experiments/optimizers/text.py
+  python -m hope_jax.evals.optimizers \
+      --config=experiments/optimizers/text.py
 
 A Transformer++ of this package, 0.38 M parameters, stacked layers, 150 steps of
 512 bytes. What came of it, and how long it took:
@@ -11,11 +12,13 @@ import ml_collections
 
 
 def get_config(form: str = 'full') -> ml_collections.ConfigDict:
+  if form not in ('full', 'tiny'):
+    raise ValueError(f"the form is 'full' or 'tiny'; got {form!r}")
   tiny = form == 'tiny'
   return ml_collections.ConfigDict({
       'task': 'text',
       'optimizers': (
-          'adamw', 'muon', 'm3', 'adamuon', 'dgd', 'delta_momentum', 'momentum',
+          'adamw', 'muon', 'm3', 'adamuon', 'dgd', 'delta_momentum',
       ),
       'steps': 4 if tiny else 150,
       'trials': 2 if tiny else 6,

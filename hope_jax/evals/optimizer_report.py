@@ -150,7 +150,7 @@ def setting(results: Results) -> str:
   return (
       f'{size}{config["steps"]} steps, at most {trials} trials of the learning'
       f' rate at seed 0, then {len(config["seeds"])} runs; median, and [lowest,'
-      f' highest]. {machine["cpu"]}, {machine["cores"]} core, jax'
+      f' highest]. {machine["processor"]}, {machine["device"]}, jax'
       f' {machine["jax"]}, optax {machine["optax"]}; joined at commit'
       f' {machine["commit"]}, {machine["date"]}.'
   )

@@ -1,6 +1,7 @@
-"""Optimizers side by side: one task, as many steps, one search for the rate.
+r"""Optimizers side by side: one task, as many steps, one search for the rate.
 
-    python -m hope_jax.evals.optimizers experiments/optimizers/digits.py
+  python -m hope_jax.evals.optimizers \
+      --config=experiments/optimizers/digits.py
 
 Each optimizer has a number of trials, with the seed 0, to find its learning
 rate, and then a run at the best for each other seed. The search starts at a
@@ -17,20 +18,17 @@ are clipped by their global norm. There is no weight decay.
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import contextlib
 import dataclasses
 import datetime
 import functools
-import importlib.metadata
-import importlib.util
 import itertools
 import json
 import math
 import os
 import pathlib
 import re
-import subprocess
 import sys
 import time
 from typing import Any, NamedTuple
@@ -42,10 +40,10 @@ import optax
 import tqdm
 
 from hope_jax import config as config_lib
-from hope_jax import optim, sharding
+from hope_jax import experiment, optim, sharding
 from hope_jax.config import ConfigError, MeshConfig, StudyConfig
 from hope_jax.data import images, pipeline
-from hope_jax.evals import language
+from hope_jax.evals import language, machine
 from hope_jax.models.factory import language_model
 from hope_jax.models.layers import delta_gradients
 from hope_jax.models.vit import Vit
@@ -369,7 +367,8 @@ def study(config: StudyConfig, folder: pathlib.Path) -> dict[str, Any]:
   return {
       'config': config_lib.to_dict(config),
       'parameters': sum(x.size for x in jax.tree.leaves(params)),
-      'machine': _machine(),
+      'machine': machine.describe()
+      | {'date': datetime.date.today().isoformat()},
       'optimizers': results,
   }
 
@@ -402,35 +401,21 @@ def _write(path: pathlib.Path, value: Any) -> None:
   os.replace(new, path)
 
 
-def _machine() -> dict[str, Any]:
-  cpu = 'unknown'
-  with contextlib.suppress(OSError):
-    for line in pathlib.Path('/proc/cpuinfo').read_text().splitlines():
-      if line.startswith('model name'):
-        cpu = line.split(':', 1)[1].strip()
-        break
-  commit = subprocess.run(
-      ['git', 'describe', '--always', '--dirty', '--abbrev=12'],
-      cwd=pathlib.Path(__file__).parent, capture_output=True, text=True,
-      check=False,
-  ).stdout.strip()
-  return {
-      'cpu': cpu,
-      'cores': len(os.sched_getaffinity(0)),
-      'device': jax.devices()[0].device_kind,
-      'date': datetime.date.today().isoformat(),
-      'commit': commit or 'unknown',
-  } | {name: importlib.metadata.version(name) for name in ('jax', 'optax')}
+def load(
+    path: str, overrides: Sequence[tuple[str, str]] = ()
+) -> StudyConfig:
+  """Builds a study from an experiment file.
 
+  Args:
+    path: FILE, or FILE:ARGUMENT.
+    overrides: dotted field names and the texts of their values.
 
-def load_config(path: str, form: str = 'full') -> StudyConfig:
-  """Reads an experiment file: what its get_config(form) changes of defaults."""
-  if not os.path.isfile(path):
-    raise ConfigError(f'no file {path!r}; try experiments/optimizers/digits.py')
-  spec = importlib.util.spec_from_file_location('experiment', path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return config_lib.from_dict(module.get_config(form).to_dict(), StudyConfig)
+  Raises:
+    ConfigError: something in them is wrong.
+  """
+  values = experiment.load(path)
+  experiment.override(values, overrides, StudyConfig)
+  return config_lib.from_dict(values, StudyConfig)
 
 
 def main(args: list[str]) -> int:
@@ -439,8 +424,11 @@ def main(args: list[str]) -> int:
       prog='python -m hope_jax.evals.optimizers', description=__doc__,
       formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('config', help='experiment file, such as digits.py')
-  parser.add_argument('--form', default='full', help='full (default) or tiny')
+  parser.add_argument(
+      '--config', required=True, metavar='FILE[:FORM]',
+      help='experiment file, such as experiments/optimizers/digits.py; the form'
+      ' tiny is for tests. Fields of StudyConfig follow: --config.steps=100',
+  )
   parser.add_argument(
       '--workdir', type=pathlib.Path,
       help='folder of the runs (default: runs/optimizers/NAME)',
@@ -450,12 +438,13 @@ def main(args: list[str]) -> int:
       help='file of the results (default: results.json in the folder of the'
       ' runs)',
   )
-  flags = parser.parse_args(args)
-  name = pathlib.Path(flags.config).stem
-  suffix = '' if flags.form == 'full' else f'_{flags.form}'
-  folder = flags.workdir or pathlib.Path('runs/optimizers') / (name + suffix)
   try:
-    config = load_config(flags.config, flags.form)
+    rest, overrides = experiment.split(args)
+    flags = parser.parse_args(rest)
+    path, _, form = flags.config.partition(':')
+    name = '_'.join(filter(None, (pathlib.Path(path).stem, form)))
+    folder = flags.workdir or pathlib.Path('runs/optimizers') / name
+    config = load(flags.config, overrides)
     with jax.set_mesh(sharding.make_mesh(MeshConfig())):
       results = study(config, folder)
   except ConfigError as error:

@@ -42,7 +42,7 @@ def test_search_walks_away_from_what_diverges():
 
 @pytest.fixture
 def tiny():
-  return optimizers.load_config(str(FOLDER / 'landscape.py'), 'tiny')
+  return optimizers.load(f'{FOLDER}/landscape.py:tiny')
 
 
 def test_a_study_resumes_and_is_the_same(tmp_path, tiny, monkeypatch):
@@ -97,7 +97,7 @@ def test_the_tiny_forms_run(name, tmp_path):
   """If it fails, the commands in the README do."""
   if name == 'digits':
     pytest.importorskip('sklearn', reason='scikit-learn is not installed')
-  config = optimizers.load_config(str(FOLDER / f'{name}.py'), 'tiny')
+  config = optimizers.load(f'{FOLDER}/{name}.py:tiny')
   rule = {'digits': 'dgd', 'text': 'm3'}[name]
   some = {'optimizers': (rule,), 'trials': 1}
   results = optimizers.study(
@@ -110,7 +110,7 @@ def test_the_tiny_forms_run(name, tmp_path):
 
 def test_the_paper_s_sizes_are_a_study():
   for form, dim in (('full', 384), ('base', 768)):
-    config = optimizers.load_config(str(FOLDER / 'imagenet.py'), form)
+    config = optimizers.load(f'{FOLDER}/imagenet.py:{form}')
     assert config.vit.dim == dim and config.images.classes == 10_450
 
 
