@@ -244,10 +244,16 @@ class Checkpoints:
       ) from error
 
   def _remove_unfinished(self) -> None:
-    if os.path.isdir(self._path):
-      for name in os.listdir(self._path):
-        if not name.isdigit():
-          shutil.rmtree(os.path.join(self._path, name), ignore_errors=True)
+    # Orbax writes several parts at once: while one of them fails, others may
+    # still be adding files to what is removed here.
+    for _ in range(50):
+      names = os.listdir(self._path) if os.path.isdir(self._path) else []
+      unfinished = [name for name in names if not name.isdigit()]
+      if not unfinished:
+        return
+      for name in unfinished:
+        shutil.rmtree(os.path.join(self._path, name), ignore_errors=True)
+      time.sleep(0.1)
 
   def restore(
       self, like: TrainState, step: int | None = None
