@@ -39,8 +39,8 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
       'rows': ROWS,
       'base': {
           'model': {
-              'dim': 16 if tiny else 128,
-              'layers': 1 if tiny else 4,
+              'dim': 16 if tiny else 64,
+              'layers': 1 if tiny else 2,
               'heads': 2,
               'remat': 'none',
               'titans': {'memory': 'matrix', 'grid': 'aligned'},
@@ -57,10 +57,10 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
               'weight_decay': 0.05,
           },
           'train': {
-              'steps': 2 if tiny else 1000,
+              'steps': 2 if tiny else 300,
               'log_every': 1 if tiny else 50,
-              'eval_every': 2 if tiny else 1000,
-              'eval_batches': 1 if tiny else 64,
+              'eval_every': 2 if tiny else 300,
+              'eval_batches': 1 if tiny else 32,
           },
       },
   })
