@@ -93,9 +93,10 @@ def scale_by_delta_momentum(
   the length of g^. It is stable where 0 <= delta |g^|^2 <= decay, whatever the
   gradient; hence g^ = g / (1 + |g|), which forgets more at steeper places and
   never has length 1. 'vector' reads a vector or matrix as one long row, so that
-  g^T g is of rank one; it costs two sums. 'matrix' takes the Gram matrix of the
-  gradient over a layer's inputs, as printed for matrices; two matrix products.
-  Both take each matrix of a stack [..., in, out] by itself.
+  g^T g is of rank one; it costs two sums, for which gradient and momentum are
+  read once more. 'matrix' takes the Gram matrix of the gradient over a layer's
+  inputs, as printed for matrices; two matrix products. Both take each matrix of
+  a stack [..., in, out] by itself.
 
   Args:
     decay: what momentum keeps of itself.
