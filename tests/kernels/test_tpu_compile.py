@@ -73,6 +73,14 @@ def test_kernels_compile(chip):
     assert result['collectives'] == [], program
 
 
+def test_a_sequence_over_devices_compiles():
+  """If this fails, a TPU cannot split a sequence, or devices do not talk."""
+  split = {'mesh_shape': (1, 1, 4), 'packed': True, 'tile': 64}
+  (result,) = _compile([('recurrence', ('v5e', 64, 64), split)])
+  assert result['kernels'] == 2
+  assert result['collectives']
+
+
 @pytest.mark.parametrize(
     'chip,memory',
     [('v5e', 'matrix'), pytest.param('v6e', 'mlp', marks=pytest.mark.slow)],

@@ -61,16 +61,17 @@ def recurrence(
     chip, key_dim, value_dim, *, dtype='bfloat16', mesh_shape=(1,), **options
 ):
   """Forward and backward of the recurrence, 4 heads, 256 tokens."""
-  names = ('data', 'tensor')[: len(mesh_shape)]
+  names = ('data', 'tensor', 'sequence')[: len(mesh_shape)]
   mesh = mesh_of(chip, mesh_shape, names)
-  spec = P(*names) if len(names) == 2 else P()
-  split = tuple(spec) if len(names) == 2 else (None, None)
+  partition = P(*names) if len(names) > 1 else None
+  split = (*(partition or ()), None, None, None)[:3]
+  spec = P(*split[:2])
   packed = options.pop('packed', False)
   b, t, h = 2, 256, 4
   dtype = jnp.dtype(dtype)
   options['precision'] = 'bf16' if dtype == jnp.bfloat16 else 'float32'
-  if len(names) == 2:
-    options['partition'] = spec
+  if partition is not None:
+    options['partition'] = partition
 
   def run(q, k, u, eta, log_alpha, state, ids, do, ds):
     f = functools.partial(
@@ -80,12 +81,12 @@ def recurrence(
     out, pull = jax.vjp(f, q, k, u, eta, log_alpha, state)
     return out, pull((do, ds))
 
-  tokens = P(split[0], None, split[1])
+  tokens = P(split[0], split[2], split[1])
   keys = ((b, t, h, key_dim), dtype, tokens)
   values = ((b, t, h, value_dim), dtype, tokens)
   gates = ((b, t, h), jnp.float32, tokens)
   state = ((b, h, key_dim, value_dim), jnp.float32, spec)
-  ids = ((b, t), jnp.int32, P(split[0]))
+  ids = ((b, t), jnp.int32, P(split[0], split[2]))
   return compiled(
       run, mesh, (keys, keys, values, gates, gates, state, ids, values, state)
   )
