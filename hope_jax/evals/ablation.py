@@ -63,8 +63,10 @@ def tables(results: list[dict]) -> dict[str, dict[tuple[str, str], str]]:
     )
 
   def text(values):
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f'{statistics.fmean(values):.3f} ± {spread:.3f} ({len(values)})'
+    mean = f'{statistics.fmean(values):.3f}'
+    if len(values) > 1:
+      mean += f' ± {statistics.stdev(values):.3f}'
+    return f'{mean} ({len(values)})'
 
   return {
       'Held-out perplexity of a token ± standard deviation over seeds (their'

@@ -92,3 +92,39 @@ def require_matrices(params: PyTree, rule: str) -> None:
           f' {jnp.shape(leaf)}; give such leaves another optimizer with'
           ' optax.partition'
       )
+
+
+def beside_adamw(
+    direction: optax.GradientTransformation,
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    weight_decay: float,
+    adam_learning_rate: optax.ScalarOrSchedule | None,
+    label_fn: Callable[[PyTree], PyTree] | None,
+    **adam,
+) -> optax.GradientTransformationExtraArgs:
+  """`direction` for matrices, AdamW for everything else.
+
+  Args:
+    direction: of descent, for the leaves labelled 'matrix'.
+    learning_rate: number or schedule.
+    weight_decay: decoupled, on matrices.
+    adam_learning_rate: of the other leaves; None: the same.
+    label_fn: parameters -> a tree of 'matrix' and 'other'; None:
+      `matrix_labels`.
+    **adam: further options of `optax.adamw`.
+
+  Returns:
+    A transformation.
+  """
+  if adam_learning_rate is None:
+    adam_learning_rate = learning_rate
+  matrices = optax.chain(
+      direction,
+      optax.add_decayed_weights(weight_decay),
+      optax.scale_by_learning_rate(learning_rate),
+  )
+  others = optax.adamw(adam_learning_rate, weight_decay=0.0, **adam)
+  return partition(
+      {'matrix': matrices, 'other': others}, label_fn or matrix_labels
+  )

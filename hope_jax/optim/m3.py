@@ -377,20 +377,12 @@ def m3(
     >>> bool(loss(params) < 0.1)
     True
   """
-  if adam_learning_rate is None:
-    adam_learning_rate = learning_rate
-  matrices = optax.chain(
-      scale_by_m3(
-          b1=b1, b2=b2, b3=b3, slow_weight=slow_weight, period=period,
-          ns_steps=ns_steps, eps=eps, accumulate=accumulate, rms=rms,
-      ),
-      optax.add_decayed_weights(weight_decay),
-      optax.scale_by_learning_rate(learning_rate),
+  direction = scale_by_m3(
+      b1=b1, b2=b2, b3=b3, slow_weight=slow_weight, period=period,
+      ns_steps=ns_steps, eps=eps, accumulate=accumulate, rms=rms,
   )
-  others = optax.adamw(
-      adam_learning_rate, b1=adam_b1, b2=adam_b2, weight_decay=0.0
-  )
-  return leaves.partition(
-      {'matrix': matrices, 'other': others},
-      label_fn or leaves.matrix_labels,
+  return leaves.beside_adamw(
+      direction, learning_rate, weight_decay=weight_decay,
+      adam_learning_rate=adam_learning_rate, label_fn=label_fn,
+      b1=adam_b1, b2=adam_b2,
   )

@@ -1,9 +1,6 @@
 """The recurrence over a sequence on eight devices, against the oracle."""
 
 import functools
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +10,7 @@ import numpy as np
 import pytest
 
 from hope_jax.kernels.dgd.api import dgd_recurrence
+from tests import eight_devices
 from tests.kernels import cases
 from tests.oracles import recurrence as oracle
 
@@ -22,23 +20,13 @@ WHERE = P('data', 'tensor', 'sequence')
 
 def test_on_eight_devices():
   """Runs the tests below in a process that has them."""
-  env = dict(os.environ)
-  env['XLA_FLAGS'] = (
-      env.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
-  )
-  done = subprocess.run(
-      [sys.executable, '-m', 'pytest', '-q', '-n', '0', __file__, '-k',
-       'sharded'],
-      env=env, capture_output=True, text=True, check=False,
-  )
-  assert done.returncode == 0, done.stdout[-3000:]
-  assert 'skipped' not in done.stdout.splitlines()[-1], done.stdout[-300:]
+  eight_devices.run(__file__, 'sharded')
 
 
 @pytest.fixture
 def mesh(request):
   if jax.device_count() < 8:
-    pytest.skip('needs eight devices; test_on_eight_devices has them')
+    pytest.skip(eight_devices.MISSING)
   return jax.make_mesh(
       request.param, ('data', 'tensor', 'sequence'),
       axis_types=(AxisType.Auto,) * 3,

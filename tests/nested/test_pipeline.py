@@ -1,9 +1,6 @@
 """Self-modifying Titans over a sequence on several devices, in a pipeline."""
 
 import functools
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +11,7 @@ import pytest
 
 from hope_jax.nested import titans
 from hope_jax.nested.pipeline import pipeline
+from tests import eight_devices
 from tests.nested.test_titans_kernel import DEFAULT
 
 MICRO, B, T, H, K = 3, 2, 32, 2, 8
@@ -23,17 +21,7 @@ STARTS[0, 0, [0, 5, 16]] = STARTS[1, 1, 23] = STARTS[2, 0, 8] = True
 
 def test_on_eight_devices():
   """Runs the test below in a process that has them."""
-  env = dict(os.environ)
-  env['XLA_FLAGS'] = (
-      env.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
-  )
-  done = subprocess.run(
-      [sys.executable, '-m', 'pytest', '-q', '-n', '0', __file__, '-k',
-       'in_line'],
-      env=env, capture_output=True, text=True, check=False,
-  )
-  assert done.returncode == 0, done.stdout[-3000:]
-  assert 'skipped' not in done.stdout.splitlines()[-1], done.stdout[-300:]
+  eight_devices.run(__file__, 'in_line')
 
 
 def _arguments():
@@ -61,7 +49,7 @@ def test_shards_in_line_are_one_layer(shards, chunk, x64):
   Outputs, final state, and the gradients of everything, against one device.
   """
   if jax.device_count() < 8:
-    pytest.skip('needs eight devices; test_on_eight_devices has them')
+    pytest.skip(eight_devices.MISSING)
   options = titans.Options(
       **DEFAULT | {'chunk': chunk, 'projection_chunk': 4}
   )

@@ -1,9 +1,6 @@
 """What optax asks of each of its contributed optimizers, asked of ours."""
 
 import functools
-import os
-import subprocess
-import sys
 
 import jax
 from jax.experimental import mesh_utils
@@ -16,6 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from hope_jax import optim
+from tests import eight_devices
 
 # Name -> learning rate that converges on the targets below.
 RATES = {
@@ -160,17 +158,7 @@ def test_works_in_chains_masks_and_multi_steps(name):
 
 def test_on_eight_devices():
   """Runs the test below in a process that has them."""
-  env = dict(os.environ)
-  env['XLA_FLAGS'] = (
-      env.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
-  )
-  done = subprocess.run(
-      [sys.executable, '-m', 'pytest', '-q', '-n', '0', __file__, '-k',
-       'eight_devices_give'],
-      env=env, capture_output=True, text=True, check=False,
-  )
-  assert done.returncode == 0, done.stdout[-3000:]
-  assert 'skipped' not in done.stdout.splitlines()[-1], done.stdout[-300:]
+  eight_devices.run(__file__, 'eight_devices_give')
 
 
 @every
@@ -179,7 +167,7 @@ def test_eight_devices_give_the_same_and_state_is_sharded_like_params(
     name, kind
 ):
   if jax.device_count() < 8:
-    pytest.skip('needs eight devices; test_on_eight_devices has them')
+    pytest.skip(eight_devices.MISSING)
   devices = mesh_utils.create_device_mesh((4, 2), jax.devices()[:8])
   mesh = jax.sharding.Mesh(devices, ('fsdp', 'tensor'), axis_types=(kind,) * 2)
   specs = {'stack': P(None, 'fsdp', 'tensor'), 'w': P('fsdp', 'tensor'),
