@@ -107,7 +107,7 @@ def _percent(results: Sequence[dict], name: str) -> str:
     return '-'
   mean = f'{statistics.fmean(values):.1f}'.removesuffix('.0')
   spread = max(values) - min(values)
-  return mean if spread < 0.05 else f'{mean} ({min(values):.0f})'
+  return mean if spread < 0.05 else f'{mean} ({min(values):.1f})'
 
 
 def tables(results: list[dict]) -> dict[str, dict[tuple[str, str], str]]:

@@ -275,9 +275,9 @@ def read(folder: str) -> Splits:
   `NAME.src` holds a string a line, `NAME.tgt` its targets, one for each symbol,
   both separated by spaces. A target is the name of a legal set, such as '0' and
   '1' for Parity's odd and even prefixes; here the set with that one element.
-  A file without any space holds a character a symbol, or as many characters a
-  target as makes the two lines agree (the text files of the generator that the
-  benchmark comes from).
+  A file without any space inside a line holds a character a symbol, or as many
+  characters a target as makes the two lines agree (the text files of the
+  generator that the benchmark comes from).
 
   Args:
     folder: where the six files are.
@@ -296,7 +296,10 @@ def read(folder: str) -> Splits:
           f'{name}.src and {name}.tgt in {folder!r} must have equally many'
           f' lines; got {len(sources)} and {len(targets)}'
       )
-    spaced = [any(' ' in line for line in file) for file in (sources, targets)]
+    spaced = [
+        any(len(line.split()) > 1 for line in file)
+        for file in (sources, targets)
+    ]
     examples = []
     for number, (source, target) in enumerate(zip(sources, targets), 1):
       symbols = source.split() if spaced[0] else list(source)
@@ -315,8 +318,8 @@ def read(folder: str) -> Splits:
 def _lines(path: str) -> list[str]:
   if not os.path.isfile(path):
     raise ValueError(f'the published data has a file {path!r}; it is not there')
-  with open(path, encoding='utf-8') as file:
-    lines = file.read().rstrip().split('\n')
+  with open(path, encoding='utf-8-sig') as file:
+    lines = [line.strip() for line in file.read().rstrip().split('\n')]
   if lines == ['']:
     raise ValueError(f'{path!r} must have strings; it is empty')
   return lines

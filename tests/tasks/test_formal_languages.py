@@ -194,6 +194,23 @@ def test_lines_without_spaces_hold_characters(tmp_path):
   assert [set(s) for s in example.legal] == [{'10'}, {'11'}, {'01'}, {'00'}]
 
 
+@pytest.mark.parametrize('separated', [True, False])
+def test_what_editors_leave_changes_nothing(tmp_path, separated):
+  """If it fails, a space at a line's end makes a line one symbol, silently."""
+  plain = {
+      k: v if separated else v.replace(' ', '') for k, v in PUBLISHED.items()
+  }
+  expected = fl.read(write(tmp_path, plain))
+  for mark, space, end in (('', ' ', '\n'), ('\ufeff', '', '\r\n')):
+    worn = {
+        k: mark + v.replace('\n', f'{space}{end}') + end
+        for k, v in plain.items()
+    }
+    assert fl.read(write(tmp_path, worn)) == expected
+  tabs = {k: v.replace(' ', '\t') for k, v in plain.items()}
+  assert fl.read(write(tmp_path, tabs)) == expected
+
+
 @pytest.mark.parametrize(
     ('changes', 'complaint'),
     [
