@@ -131,26 +131,12 @@ def test_other_lengths_and_widths(shape, tile):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ('precision', 'tile', 'regimes'),
-    [
-        ('float32', 128, ('plain', 'keep', 'same_keys', 'mixed')),
-        ('bf16', 128, ('plain', 'keep', 'mixed')),
-        pytest.param(
-            'bf16', 128, ('same_keys',),
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason='one key 2,048 times over, never forgotten: the final'
-                ' state is off by 1.8e-2, 1.5e-2 is wanted; in tiles of 64 it'
-                ' is not, but du is, by 4.5e-2, where 2e-2 is wanted',
-            ),
-        ),
-    ],
-)
-def test_errors_do_not_grow_with_the_text(precision, tile, regimes):
+@pytest.mark.parametrize('precision', ['float32', 'bf16'])
+def test_errors_do_not_grow_with_the_text(precision):
   """If this fails, the kernel is only good for short sequences."""
   _check(
-      regimes, tile=tile, precision=precision, shape=(1, 2048, 1, 64, 64)
+      ('plain', 'keep', 'same_keys', 'mixed'), tile=128, precision=precision,
+      shape=(1, 2048, 1, 64, 64),
   )
 
 
