@@ -112,10 +112,9 @@ def recurrence(
 
 
 def _keep(xs, *, precision):
-  """The inverse of a tile, as its products take it."""
+  """The inverse of a tile."""
   _, k, _, eta, log_alpha = (x.astype(jnp.float32) for x in xs)
-  inverse = chunked.system_inverse(k, eta, log_alpha, precision)
-  return inverse.astype(jnp.bfloat16) if precision == 'bf16' else inverse
+  return chunked.system_inverse(k, eta, log_alpha, precision)
 
 
 def _step(params, carry, xs, marks, inverse, *, read, precision):

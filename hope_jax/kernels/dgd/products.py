@@ -173,10 +173,24 @@ def _solve_exact_jvp(primals, tangents):
   return x, _solve_exact(lower, inverse, residual)
 
 
+def _matmul_two_parts(x: Array, y: Array) -> Array:
+  """x @ y with x in twice bfloat16 and y in bfloat16."""
+  size = x.shape[-2]
+  high = _leading_half(x)
+  parts = matmul(jnp.concatenate([high, x - high], axis=-2), y, 'bf16')
+  return parts[..., :size, :] + parts[..., size:, :]
+
+
 @jax.custom_vjp
 def _solve_bf16(lower: Array, inverse: Array, rhs: Array) -> Array:
+  """T rhs with more digits of T than bfloat16 has, and backward of both.
+
+  Where all keys of a chunk are one, T is I less its subdiagonal. What rounding
+  takes from the -1 then weighs on the sum of all right-hand sides; and backward
+  it takes differences of neighbours in sums over all later tokens.
+  """
   del lower
-  return matmul(inverse, rhs, 'bf16')
+  return _matmul_two_parts(inverse, rhs)
 
 
 def _solve_bf16_fwd(lower, inverse, rhs):
@@ -186,7 +200,9 @@ def _solve_bf16_fwd(lower, inverse, rhs):
 
 def _solve_bf16_bwd(residuals, dx):
   inverse, x = residuals
-  d_rhs = matmul(transpose(inverse), dx, 'bf16')
+  turned_inverse, high = transpose(inverse), _leading_half(dx)
+  d_rhs = _matmul_two_parts(turned_inverse, high)
+  d_rhs += matmul(turned_inverse, dx - high, 'bf16')
   return -matmul(d_rhs, transpose(x), 'bf16'), None, d_rhs
 
 
