@@ -1,8 +1,8 @@
 """What the TPU compiler schedules for a kernel: bundles, units, spills, floors.
 
-    python benchmarks/tpu_schedule.py                 ours: v5e, v5p and v6e
+    python benchmarks/tpu_schedule.py                 ours, on five chips
     python benchmarks/tpu_schedule.py --peer PYTHON   deltanet-tpu beside it
-    python benchmarks/tpu_schedule.py --tune          tiles and rows
+    python benchmarks/tpu_schedule.py --tune          tiles and rows of a block
 
 No TPU is needed: libtpu compiles for one and writes down its final VLIW
 bundles, one a cycle if nothing stalls. PYTHON is that of an environment with
@@ -22,7 +22,7 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-RESULTS = ROOT / 'benchmarks' / 'results' / 'tpu_schedule.json'
+RESULTS = ROOT / 'benchmarks' / 'results'
 CAVEAT = """\
 What such a count can prove: that a kernel compiles for the chip, how many
 bundles a token takes if nothing stalls, which units they use, what spills, and
@@ -31,13 +31,14 @@ hidden, memory banks and the clock are not in it; for deltanet-tpu the one
 published time (v6e) is 1.4 x its count. deltanet-tpu computes a decay for every
 channel, which is more work than our one for every head; both run at their bf16
 precision. XLA's programs are counted by XLA's own estimate of cycles, loops
-times their trips. At d = 256 the compiler leaves loops inside a step, which a
-count of bundles does not see: not shown."""
+times their trips."""
 # bf16 FLOP/s and bytes/s of a chip, GHz (assumed), TensorCores that share them.
 CHIPS = {
+    'v4': ('v4:2x2x1', 275e12, 1.23e12, 1.05, 2),
     'v5e': ('v5e:2x2', 197e12, 0.82e12, 1.5, 1),
     'v5p': ('v5p:2x2x1', 459e12, 2.46e12, 1.75, 2),
     'v6e': ('v6e:2x2', 920e12, 1.64e12, 1.75, 1),
+    'TPU7x': ('tpu7x:2x2x1', 2310e12, 7.4e12, 2.2, 2),
 }
 UNITS = (
     'matmul', 'matpush', 'xlu', 'valu', 'vpop', 'eup', 'load', 'fill', 'store',
@@ -183,7 +184,12 @@ def compile_program(python, spec, keep=None):
 
 
 def read_kernels(folder):
-  """Bundles and the share of each unit's slots in use, of each kernel."""
+  """Bundles and the share of each unit's slots in use, of each kernel.
+
+  Raises:
+    RuntimeError: a kernel has a loop besides that over its grid; how often it
+      turns, bundles do not tell.
+  """
   kernels = []
   for path in sorted(glob.glob(f'{folder}/*final_hlo-static-per-bundle*')):
     name = re.sub(r'-\d+-final_hlo.*', '', os.path.basename(path))
@@ -195,6 +201,11 @@ def read_kernels(folder):
           file.read()
       ):
         continue
+    (text,) = glob.glob(f'{folder}/{order}-{name}-*[0-9]-final_bundles.txt')
+    with open(text) as file:
+      loops = file.read().count('/* loop exit test */')
+    if loops != 1:
+      raise RuntimeError(f'{name}: {loops} loops; one, over the grid, counts')
     with open(path) as file:
       head, body = file.read().split('== UTILIZATION:')
     slots = [int(x) for x in head.strip().splitlines()[-1].split()]
@@ -266,6 +277,7 @@ def ours(chip, **changes):
   spec = dict(
       program='pallas_tpu', chip=chip, width=128, tile=64, dtype='bfloat16',
       heads=HEADS, length=LENGTH, backward=True,
+      save_states='hbm',
   )
   return {**spec, **changes}
 
@@ -277,31 +289,37 @@ def main():
   parser.add_argument('--chips', nargs='+', default=list(CHIPS))
   parser.add_argument('--tune', action='store_true')
   parser.add_argument('--keep', help='folder for what the compiler writes')
-  parser.add_argument('--output', default=str(RESULTS))
+  parser.add_argument('--output', help='JSON; default: in benchmarks/results')
   flags = parser.parse_args()
   if flags.worker:
     worker(json.loads(flags.worker))
     return
   python = flags.peer or sys.executable
+  if subprocess.run([python, '-c', 'import libtpu'], check=False).returncode:
+    parser.error(f'{python} has no libtpu: pip install libtpu')
   if flags.tune:
     specs = [
         ours(chip, tile=tile, rows=rows, length=2048)
-        for chip in flags.chips for tile in (64, 128) for rows in (1, 2, 4, 8)
+        for chip in flags.chips for tile in (64, 128)
+        for rows in (1, 2, 4, 8, 16)
     ]
   else:
     specs = [
         *(ours(chip) for chip in reversed(flags.chips)),
-        ours('v6e', width=64), ours('v6e', dtype='float32'),
-        ours('v6e', tile=128),
+        ours('v6e', width=64), ours('v6e', width=256),
+        ours('v6e', dtype='float32'), ours('v6e', tile=128),
     ]
+  name = 'tpu_tuning' if flags.tune else 'tpu_schedule'
+  output = pathlib.Path(flags.output or RESULTS / f'{name}.json')
+  options = '--tune' if flags.tune else '--peer PYTHON'
   report = {
-      'command': 'python benchmarks/tpu_schedule.py --peer PYTHON',
+      'command': f'python benchmarks/tpu_schedule.py {options}',
       'heads': HEADS, 'length': LENGTH, 'caveat': CAVEAT, 'rows': [],
       'comparisons': [],
   }
 
   def write():
-    pathlib.Path(flags.output).write_text(json.dumps(report, indent=1) + '\n')
+    output.write_text(json.dumps(report, indent=1) + '\n')
 
   run = functools.cache(
       lambda spec: compile_program(python, json.loads(spec), flags.keep)

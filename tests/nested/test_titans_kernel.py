@@ -1,6 +1,7 @@
-"""The whole layer as one TPU kernel, interpreted, against the layer in XLA.
+"""The whole layer as one TPU kernel, interpreted, against float64.
 
-XLA's layer is held to a token-serial oracle in test_titans.py.
+Values against the token-serial oracle in NumPy; values and gradients against
+the layer in XLA, in float64, which test_titans.py holds to that oracle.
 """
 
 import functools
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from hope_jax.nested import titans
+from tests.oracles import titans as oracle
 
 B, T, H, K, F = 2, 40, 2, 64, 64
 EMULATED = pltpu.InterpretParams(detect_races=True)
@@ -25,14 +27,14 @@ DEFAULT = dict(
 STARTS = np.zeros((B, T), bool)
 STARTS[0, [0, 5, 22]] = STARTS[1, 17] = True
 # Relative errors of outputs and states, and of gradients: those of the
-# recurrence. With bfloat16 both sides round, and the layer reads its own
-# rounding: the bound is on what either may be off by.
+# recurrence.
 BOUNDS = {'float32': (5e-6, 2e-5), 'bf16': (1.5e-2, 3e-2)}
 
 
 def _arguments(kind):
+  """Exact in float32, as float64 NumPy."""
   rng = np.random.default_rng(0)
-  make = lambda *s: jnp.asarray(rng.normal(size=s), jnp.float32)
+  make = lambda *s: rng.normal(size=s)
 
   def memory(width):
     if kind == 'matrix':
@@ -48,16 +50,23 @@ def _arguments(kind):
       'w_mu': make(H, K),
       'bias_mu': make(H),
   }
-  return params, titans.Streams(*make(3, B, T, H, K))
+  arguments = params, titans.Streams(*make(3, B, T, H, K))
+  return jax.tree.map(
+      lambda x: x.astype(np.float32).astype(np.float64), arguments
+  )
 
 
-def _run(kind, implementation, starts, interpret, changes):
+def _layer(implementation, starts, interpret, changes):
   options = titans.Options(
       **{**DEFAULT, **changes}, implementation=implementation
   )
-  layer = functools.partial(
+  return functools.partial(
       titans.layer, options=options, starts=starts, interpret=interpret
   )
+
+
+def _run(kind, implementation, starts, interpret, changes):
+  layer = _layer(implementation, starts, interpret, changes)
 
   @jax.jit
   def run(params, x):
@@ -68,12 +77,15 @@ def _run(kind, implementation, starts, interpret, changes):
     out, pull, diagnostics = jax.vjp(f, params, x, has_aux=True)
     return out, pull(jax.tree.map(jnp.cos, out)), diagnostics
 
-  return run(*_arguments(kind))
+  dtype = jnp.float64 if implementation == 'xla' else jnp.float32
+  arguments = jax.tree.map(lambda x: jnp.asarray(x, dtype), _arguments(kind))
+  return jax.tree.map(np.asarray, run(*arguments))
 
 
 def _compare(kind, starts=None, interpret=True, **changes):
   kernel = _run(kind, 'pallas_tpu', starts, interpret, changes)
-  xla = _run(kind, 'xla', starts, False, changes)
+  with jax.enable_x64(True):
+    xla = _run(kind, 'xla', starts, False, changes | {'precision': 'float32'})
   value, gradient = BOUNDS[changes.get('precision', 'float32')]
   for what, actual, expected, bound in zip(
       ('value', 'gradient', 'diagnostics'), kernel, xla,
@@ -116,6 +128,34 @@ def _forms():
 def test_the_kernel_is_the_layer(kind, changes):
   """If this fails, a TPU trains another model than a CPU."""
   _compare(kind, **changes)
+
+
+@pytest.mark.parametrize('precision', ['float32', 'bf16'])
+@pytest.mark.parametrize('kind', ['matrix', 'mlp'])
+def test_the_kernel_is_the_oracles_layer(kind, precision):
+  """If this fails, the kernel computes something else than the equations."""
+  starts = jnp.asarray(STARTS)
+  layer = _layer('pallas_tpu', starts, True, dict(precision=precision))
+  params, x = _arguments(kind)
+  o, state, _ = jax.jit(layer)(
+      *jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (params, x))
+  )
+  options = {
+      n: x for n, x in DEFAULT.items() if n not in ('aligned', 'precision')
+  }
+  options['read_at'] = options.pop('read')
+  expected, memories, _, momentum, _ = oracle.layer(
+      params, x, starts=STARTS, **options
+  )
+  bound, _ = BOUNDS[precision]
+
+  def close(path, actual, expected):
+    error = np.linalg.norm(np.asarray(actual, np.float64) - expected)
+    assert error <= bound * np.linalg.norm(expected), path
+
+  jax.tree_util.tree_map_with_path(
+      close, (o, state.memories, state.momentum), (expected, memories, momentum)
+  )
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from hope_jax.kernels.dgd import block_sizes, chunked, segments
 from hope_jax.kernels.dgd.layouts import Plan
+from hope_jax.kernels.dgd.products import leading_half
 from hope_jax.kernels.dgd.tile_scan import tile_scan
 from hope_jax.types import Array
 
@@ -112,14 +113,26 @@ def recurrence(
 
 
 def _keep(xs, *, precision):
-  """The inverse of a tile."""
+  """The inverse of a tile; in twice bfloat16, side by side, where that serves.
+
+  Side by side, because HBM pads the last axis to 128 anyway.
+  """
   _, k, _, eta, log_alpha = (x.astype(jnp.float32) for x in xs)
-  return chunked.system_inverse(k, eta, log_alpha, precision)
+  inverse = chunked.system_inverse(k, eta, log_alpha, precision)
+  if precision == 'float32':
+    return inverse
+  high = leading_half(inverse)
+  parts = jnp.concatenate([high, inverse - high], axis=-1)
+  return parts.astype(jnp.bfloat16)
 
 
 def _step(params, carry, xs, marks, inverse, *, read, precision):
   """A tile: carry is the state alone."""
   del params, marks
+  if precision == 'bf16':
+    parts = inverse.astype(jnp.float32)
+    size = parts.shape[-2]
+    inverse = parts[..., :size] + parts[..., size:]
   o, state, _ = chunked.chunk_step(
       *carry, *(x.astype(jnp.float32) for x in xs), read=read,
       precision=precision, inverse=inverse,

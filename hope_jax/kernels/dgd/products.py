@@ -92,16 +92,16 @@ def inverse_unit_lower(lower: Array, precision: str = 'float32') -> Array:
     block *= 2
   if precision == 'float32':
     return inverse
-  high = _leading_half(lower)
+  high = leading_half(lower)
   # The shortened T is the one improved, so that only L needs a second part.
-  inverse = _leading_half(inverse)
+  inverse = leading_half(inverse)
   parts = jnp.concatenate([high, lower - high], axis=-2)
   parts = matmul(parts, inverse, precision)
   residual = eye - inverse - (parts[..., :size, :] + parts[..., size:, :])
   return inverse + matmul(inverse, residual, precision)
 
 
-def _leading_half(x: Array) -> Array:
+def leading_half(x: Array) -> Array:
   """float32 x with its first 16 bits, which bfloat16 holds exactly.
 
   As a mask, because compilers may leave out a cast there and back.
@@ -176,7 +176,7 @@ def _solve_exact_jvp(primals, tangents):
 def _matmul_two_parts(x: Array, y: Array) -> Array:
   """x @ y with x in twice bfloat16 and y in bfloat16."""
   size = x.shape[-2]
-  high = _leading_half(x)
+  high = leading_half(x)
   parts = matmul(jnp.concatenate([high, x - high], axis=-2), y, 'bf16')
   return parts[..., :size, :] + parts[..., size:, :]
 
@@ -200,7 +200,7 @@ def _solve_bf16_fwd(lower, inverse, rhs):
 
 def _solve_bf16_bwd(residuals, dx):
   inverse, x = residuals
-  turned_inverse, high = transpose(inverse), _leading_half(dx)
+  turned_inverse, high = transpose(inverse), leading_half(dx)
   d_rhs = _matmul_two_parts(turned_inverse, high)
   d_rhs += matmul(turned_inverse, dx - high, 'bf16')
   return -matmul(d_rhs, transpose(x), 'bf16'), None, d_rhs
