@@ -21,6 +21,8 @@ import subprocess
 import sys
 import tempfile
 
+from hope_jax.kernels.dgd import block_sizes
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / 'benchmarks' / 'results'
 CAVEAT = """\
@@ -32,13 +34,14 @@ published time (v6e) is 1.4 x its count. deltanet-tpu computes a decay for every
 channel, which is more work than our one for every head; both run at their bf16
 precision. XLA's programs are counted by XLA's own estimate of cycles, loops
 times their trips."""
-# bf16 FLOP/s and bytes/s of a chip, GHz (assumed), TensorCores that share them.
+# Topology and device kind of a chip; bf16 FLOP/s, bytes/s, GHz (assumed), and
+# TensorCores that share them.
 CHIPS = {
-    'v4': ('v4:2x2x1', 275e12, 1.23e12, 1.05, 2),
-    'v5e': ('v5e:2x2', 197e12, 0.82e12, 1.5, 1),
-    'v5p': ('v5p:2x2x1', 459e12, 2.46e12, 1.75, 2),
-    'v6e': ('v6e:2x2', 920e12, 1.64e12, 1.75, 1),
-    'TPU7x': ('tpu7x:2x2x1', 2310e12, 7.4e12, 2.2, 2),
+    'v4': ('v4:2x2x1', 'TPU v4', 275e12, 1.23e12, 1.05, 2),
+    'v5e': ('v5e:2x2', 'TPU v5 lite', 197e12, 0.82e12, 1.5, 1),
+    'v5p': ('v5p:2x2x1', 'TPU v5', 459e12, 2.46e12, 1.75, 2),
+    'v6e': ('v6e:2x2', 'TPU v6 lite', 920e12, 1.64e12, 1.75, 1),
+    'TPU7x': ('tpu7x:2x2x1', 'TPU7x', 2310e12, 7.4e12, 2.2, 2),
 }
 UNITS = (
     'matmul', 'matpush', 'xlu', 'valu', 'vpop', 'eup', 'load', 'fill', 'store',
@@ -78,7 +81,6 @@ def worker(spec):
     f = chunk_gdn2
     cotangents = vectors
   else:
-    from hope_jax.kernels.dgd import block_sizes
     from hope_jax.kernels.dgd.api import dgd_recurrence
 
     if spec.get('rows'):
@@ -229,7 +231,7 @@ def floors(chip, width, tile, itemsize, backward, saved=True):
   the gates; their gradients, and do; one float32 state a tile, written by the
   forward and read by the backward pass.
   """
-  _, flops_per_second, bytes_per_second, _, _ = CHIPS[chip]
+  _, _, flops_per_second, bytes_per_second, _, _ = CHIPS[chip]
   states = 4 * width * width / tile if saved else 0
   flops, moved = 6 * width**2 + 8 * tile * width, 4 * width * itemsize + 8
   if backward:
@@ -242,7 +244,7 @@ def floors(chip, width, tile, itemsize, backward, saved=True):
 def rows_of(result):
   """One row for each kernel of one of our programs."""
   spec = result['spec']
-  _, _, _, clock, cores = CHIPS[spec['chip']]
+  *_, clock, cores = CHIPS[spec['chip']]
   itemsize = 2 if spec['dtype'] == 'bfloat16' else 4
   rows = []
   for kernel, backward in zip(result['kernels'], (False, True)):
@@ -275,9 +277,9 @@ def table(rows):
 
 def ours(chip, **changes):
   spec = dict(
-      program='pallas_tpu', chip=chip, width=128, tile=64, dtype='bfloat16',
-      heads=HEADS, length=LENGTH, backward=True,
-      save_states='hbm',
+      program='pallas_tpu', chip=chip, width=128, dtype='bfloat16',
+      tile=block_sizes.chip(CHIPS[chip][1]).tile, heads=HEADS, length=LENGTH,
+      backward=True, save_states='hbm',
   )
   return {**spec, **changes}
 
@@ -299,22 +301,22 @@ def main():
     parser.error(f'{python} has no libtpu: pip install libtpu')
   if flags.tune:
     specs = [
-        ours(chip, tile=tile, rows=rows, length=2048)
-        for chip in flags.chips for tile in (64, 128)
-        for rows in (1, 2, 4, 8, 16)
+        ours(chip, tile=tile, rows=rows, heads=2 * HEADS, length=1024)
+        for chip in flags.chips for tile in (64, 128) for rows in (2, 4, 8, 16)
     ]
   else:
     specs = [
         *(ours(chip) for chip in reversed(flags.chips)),
         ours('v6e', width=64), ours('v6e', width=256),
-        ours('v6e', dtype='float32'), ours('v6e', tile=128),
+        ours('v6e', dtype='float32'), ours('v6e', tile=64),
     ]
   name = 'tpu_tuning' if flags.tune else 'tpu_schedule'
   output = pathlib.Path(flags.output or RESULTS / f'{name}.json')
   options = '--tune' if flags.tune else '--peer PYTHON'
   report = {
       'command': f'python benchmarks/tpu_schedule.py {options}',
-      'heads': HEADS, 'length': LENGTH, 'caveat': CAVEAT, 'rows': [],
+      'heads': specs[0]['heads'], 'length': specs[0]['length'],
+      'caveat': CAVEAT, 'rows': [],
       'comparisons': [],
   }
 

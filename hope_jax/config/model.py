@@ -33,8 +33,9 @@ class TitansConfig:
   # printed; 'value': v itself for the main memory, as in Titans.
   target: Literal['bounded', 'raw', 'value'] = 'bounded'
   # Which state a query reads: 'causal', the state before its own token's write
-  # (Eq. 86); 'boundary', the frozen copy (Eq. 90), blind to its own chunk.
-  read: Literal['causal', 'boundary'] = 'causal'
+  # (Eq. 86); 'after', the state after it, as in Titans and DeltaNet;
+  # 'boundary', the frozen copy (Eq. 90), blind to its own chunk.
+  read: Literal['causal', 'after', 'boundary'] = 'causal'
   # Inner learning rate eta = alpha * eta_max * sigmoid(.). With unit keys and
   # eta_max <= 1 every write is a contraction. None: 1 for 'delta', and 1/chunk
   # for 'l2', where the frozen gradient counts once for each token of the chunk.
@@ -67,6 +68,9 @@ class TitansConfig:
   adaptive_q: bool = False
   # The same for the memories of eta and alpha.
   adaptive_gates: bool = True
+  # Heads, the last ones, whose memories take plain gradient steps all the same:
+  # what they add up is not erased, as counting needs. Not in the paper.
+  plain_heads: int = 0
   # Which layers of an MLP memory DGD decays along their input.
   dgd_layers: Literal['all', 'input', 'output'] = 'all'
   # A causal convolution of window 4 on each of the q, k and v streams, ahead of
@@ -132,6 +136,11 @@ class TitansConfig:
     require(
         self.eta_max is None or self.eta_max >= 0,
         f'TitansConfig.eta_max must not be negative; got {self.eta_max}',
+    )
+    require(
+        self.plain_heads >= 0,
+        'TitansConfig.plain_heads must not be negative; got'
+        f' {self.plain_heads}',
     )
 
 
@@ -222,4 +231,9 @@ class ModelConfig:
         self.dim % self.heads == 0,
         f'ModelConfig.heads must divide dim; got heads={self.heads},'
         f' dim={self.dim}',
+    )
+    require(
+        self.titans.plain_heads <= self.heads,
+        'TitansConfig.plain_heads must be at most ModelConfig.heads; got'
+        f' {self.titans.plain_heads} of {self.heads}',
     )

@@ -66,6 +66,7 @@ def titans_options(config: TitansConfig, precision: str) -> titans.Options:
       aligned=config.grid == 'aligned',
       precision=precision,
       implementation=config.implementation,
+      plain_heads=config.plain_heads,
   )
 
 

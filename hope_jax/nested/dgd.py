@@ -106,8 +106,10 @@ def step(
     columns: Columns,
     shares: dict[str, float],
     q: Array | None = None,
+    read: Literal['pre', 'post'] = 'pre',
     objective: str,
     layers: Layers,
+    heads: Array | None = None,
     precision: str = 'float32',
 ) -> tuple[Bank, Bank | None, Array | None]:
   """Writes one chunk into every memory of a bank.
@@ -129,11 +131,14 @@ def step(
     columns: the memories of the bank.
     shares: name -> the memory's rate as a share of eta; one share for all but
       the first.
-    q: queries [..., C, K] to the bank's first memory, answered by its state
-      before each token's write. None: nothing is read.
+    q: queries [..., C, K] to the bank's first memory; None: nothing is read.
+    read: whether its state before ('pre') or after ('post') the token's own
+      write answers.
     objective: 'delta' or 'l2', see `memory.write_values`.
     layers: which layers of an MLP DGD decays along their input ('none': plain
       gradient descent; a matrix is its own input and output layer).
+    heads: [..., 1, 1], 1 where they decay so and 0 at heads that take plain
+      steps; None: all decay.
     precision: of the products.
 
   Returns:
@@ -161,10 +166,13 @@ def step(
   )
 
   def write(state, velocity, query, key, u, erase, groups):
-    rate, left, inflow = rates if state.ndim == eta.ndim + 1 else stacked
+    alone = state.ndim == eta.ndim + 1
+    rate, left, inflow = rates if alone else stacked
+    if erase and heads is not None:
+      erase = heads if alone else heads[..., None, :, :]
     return chunk_step(
         state, query, key, u, rate, left,
-        read='none' if query is None else 'pre', erase=erase,
+        read='none' if query is None else read, erase=erase,
         momentum=None if velocity is None else (velocity, inflow),
         groups=groups, precision=precision,
     )

@@ -9,7 +9,7 @@ start):
     eta_t = alpha_t eta_max sigmoid(M_eta,c(x_t) + b_eta)
     v^_t = bound(M_c(v_t))                        each memory's own target
     M_t = M_{t-1} (alpha_t I - eta_t k_t k_t^T) - eta_t grad L(M_c; k_t, v^_t)
-    o_t = M_memory,t-1(q_t)                       or M_memory,c(q_t)
+    o_t = M_memory,t-1(q_t)            or M_memory,c(q_t), or M_memory,t(q_t)
 
 for M in {memory, k, v, eta, alpha} (and q where it is adaptive).
 
@@ -41,6 +41,13 @@ no token pushes a memory beyond max(|M_0|, 1 / (1 - alpha)), and a full
 reflection writes nothing. (This is without momentum, which spreads a write over
 the tokens after it.) A reflection is exact in the chunk form too: it depends on
 the token's own key and rate, and, as nothing is written, on no frozen copy.
+
+**Counting** (`plain_heads`). A decay along the key erases part of whatever was
+added up there, and a count comes out bent. The memories of plain heads take
+gradient steps without it, M_t = alpha_t M_{t-1} - eta_t grad L, so that equal
+writes add up to equal steps (NL Table 6, "w/o DGD", head by head). A token adds
+at most 1 to such a memory, |M_t| <= alpha |M_{t-1}| + 1: with retention no more
+than 1 / (1 - alpha) in all, and without it as much as the text is long.
 """
 
 import functools
@@ -102,6 +109,7 @@ class Options(NamedTuple):
   aligned: bool
   precision: str
   implementation: str = 'xla'  # or 'pallas_tpu', or 'auto'
+  plain_heads: int = 0  # the last ones: no decay along the key
 
 
 class Marks(NamedTuple):
@@ -226,12 +234,15 @@ def project(params, frozen, columns, x, options):
   return q, k, v, eta, log_alpha, log_mu
 
 
-def tile_params(params: dict, initial: dgd.Bank | None) -> dict:
+def tile_params(
+    params: dict, initial: dgd.Bank | None, plain_heads: int
+) -> dict:
   """What all tiles share, leaves [1, H, ., .].
 
   Args:
     params: as in `layer`.
     initial: the bank that documents start from, or None.
+    plain_heads: as in `Options`.
   """
   spread = {
       'bias_eta': lambda x: x[:, None, None],
@@ -242,7 +253,11 @@ def tile_params(params: dict, initial: dgd.Bank | None) -> dict:
   shared = {n: spread.get(n, lambda x: x)(x) for n, x in params.items()
             if n != 'memories'}
   read_only = {n: m for n, m in params['memories'].items() if n != MAIN}
-  shared.update(memories=read_only, initial=initial)
+  shared.update(memories=read_only, initial=initial, decaying=None)
+  if plain_heads:
+    heads = params['bias_eta'].shape[0]
+    decaying = jnp.arange(heads) < heads - plain_heads
+    shared['decaying'] = decaying.astype(jnp.float32)[:, None, None]
   return jax.tree.map(lambda x: x[None], shared)
 
 
@@ -307,14 +322,16 @@ def tile_step(params, carry, xs, marks, kept=(), *, layout: Layout):
         for name, y in targets.items()
     }
 
-  causal = options.read == 'causal'
+  sees_chunk = options.read != 'boundary'
   new_bank, momentum, o = dgd.step(
       bank, frozen, momentum, k, targets, eta, log_alpha, log_mu,
       marks.valid, columns=columns, shares=shares,
-      q=q if causal else None, objective=options.objective,
-      layers=options.layers, precision=options.precision,
+      q=q if sees_chunk else None,
+      read='post' if options.read == 'after' else 'pre',
+      objective=options.objective, layers=options.layers,
+      heads=params['decaying'], precision=options.precision,
   )
-  if not causal:
+  if not sees_chunk:
     o = memory_lib.read(copies[MAIN], q, options.precision)
   stats = {
       'write': eta * row(jnp.sum(k * k, axis=-1, keepdims=True)),
@@ -494,7 +511,9 @@ def layer(
       options=options,
   )
   step = functools.partial(tile_step, layout=layout)
-  constants = tile_params(params, initial_bank if layout.restarts else None)
+  constants = tile_params(
+      params, initial_bank if layout.restarts else None, options.plain_heads
+  )
   bank, frozen, momentum = (
       None if m is None else dgd.pack(m, names)[0]
       for m in (state.memories, state.frozen, state.momentum)

@@ -46,6 +46,12 @@ VARIANTS = {
         eigenvalues='signed', momentum=False, chunk=1, projection_chunk=1
     ),
     'chunk_1': dict(chunk=1, projection_chunk=1),
+    'after': dict(read='after'),
+    'after_no_momentum': dict(read='after', momentum=False),
+    'plain_head': dict(plain_heads=1),
+    'plain_head_signed': dict(
+        plain_heads=1, momentum=False, read='after', eigenvalues='signed'
+    ),
     # What Titans itself and a TTT layer are, see models/blocks.py.
     'titans': dict(
         objective='l2', eta_max=0.25, target='value', layers='none',

@@ -116,6 +116,7 @@ def _forms():
         ('default', {}), ('slow_main', dict(chunk=32)),
         ('slow_rest', SLOW_REST), ('bf16', dict(precision='bf16')),
         ('signed', dict(eigenvalues='signed', momentum=False)),
+        ('plain', dict(plain_heads=1, read='after')),
     ):
       slow = kind == 'mlp' and name != 'default'
       yield pytest.param(

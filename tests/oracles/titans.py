@@ -78,7 +78,7 @@ def write(memory, frozen, momentum, k, target, eta, alpha, mu, *, objective,
 
 def layer(params, x, *, chunk, projection_chunk, objective, target, read_at,
           eta_max, eigenvalues, projection_eta, retention, layers, momentum,
-          adaptive, starts=None, present=None):
+          adaptive, starts=None, present=None, plain_heads=0):
   """Runs the layer over every row and head.
 
   Args:
@@ -88,7 +88,7 @@ def layer(params, x, *, chunk, projection_chunk, objective, target, read_at,
     projection_chunk: the same for the others.
     objective: 'delta' or 'l2'.
     target: 'bounded', 'raw' or 'value' (v itself, for the main memory only).
-    read_at: 'causal' or 'boundary'.
+    read_at: 'causal', 'after' or 'boundary'.
     eta_max: largest eta, as a share of alpha, or of 1 + alpha if signed.
     eigenvalues: 'positive' or 'signed'.
     projection_eta: share of eta of the memories but the main one.
@@ -98,6 +98,7 @@ def layer(params, x, *, chunk, projection_chunk, objective, target, read_at,
     adaptive: names of the memories that are written besides the main one.
     starts: [B, T] bool, document starts.
     present: [B, T] bool, false at padding.
+    plain_heads: the last heads, whose memories never decay along a key.
 
   Returns:
     Outputs [B, T, H, K]; memories, frozen copies and momentum after the last
@@ -150,8 +151,9 @@ def layer(params, x, *, chunk, projection_chunk, objective, target, read_at,
         mu = None
         if momentum:
           mu = sigmoid(zk @ params['w_mu'][h] + params['bias_mu'][h])
-        source = memories if read_at == 'causal' else frozen
-        o[b, t, h] = read(source[MAIN], q)
+        if read_at != 'after':
+          source = memories if read_at == 'causal' else frozen
+          o[b, t, h] = read(source[MAIN], q)
         new = {}
         for n in written:
           if n == MAIN and target == 'value':
@@ -164,11 +166,14 @@ def layer(params, x, *, chunk, projection_chunk, objective, target, read_at,
             aim = aim * min(1.0, (1 + alpha - rate) / rate) if rate else aim
           new[n], m = write(
               memories[n], frozen[n], moments[n] if momentum else None, k, aim,
-              rate, alpha, mu, objective=objective, layers=layers,
+              rate, alpha, mu, objective=objective,
+              layers='none' if h >= heads - plain_heads else layers,
           )
           if momentum:
             moments[n] = m
         memories = {**memories, **new}
+        if read_at == 'after':
+          o[b, t, h] = read(memories[MAIN], q)
         position += 1
       phase[b] = position % max(chunk, projection_chunk)
       states[b, h] = (memories, frozen, moments)

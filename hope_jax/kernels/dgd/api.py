@@ -33,7 +33,7 @@ CHUNK_READ_TILE = 16
 def default_tile(key_dim: int, implementation: Implementation) -> int:
   """Tokens a tile: measured best on CPU, and by scheduled bundles on TPU."""
   if implementation == 'pallas_tpu':
-    return block_sizes.DEFAULT_TILE
+    return block_sizes.chip(pallas_tpu.device()[1]).tile
   if jax.default_backend() == 'cpu':
     return 16 if key_dim <= 64 else 32
   return 64
@@ -132,7 +132,7 @@ def dgd_recurrence(
   # A shard carries its map of states beside the state: K columns more.
   width = u.shape[-1] + (0 if of_sequence is None else key_dim)
   implementation, tile = _resolve(
-      implementation, tile, read, key_dim, width, dtype, interpret
+      implementation, tile, read, t, key_dim, width, dtype, interpret
   )
   form = options = dict(read=read, tile=tile, precision=precision)
   if implementation == 'pallas_tpu':
@@ -179,7 +179,7 @@ def _check_sequence(axes, length: int, read: str, tile: int) -> None:
 
 
 def _resolve(
-    implementation, tile, read, key_dim, value_dim, dtype, interpret
+    implementation, tile, read, length, key_dim, value_dim, dtype, interpret
 ) -> tuple[Implementation, int]:
   """The implementation that will run, and its tile."""
 
@@ -188,7 +188,8 @@ def _resolve(
       return tile
     if read == 'chunk':
       return CHUNK_READ_TILE
-    return default_tile(key_dim, implementation)
+    best = default_tile(key_dim, implementation)
+    return min(best, -(-length // 16) * 16)  # a short text is one tile
 
   wanted = implementation
   if wanted == 'auto':

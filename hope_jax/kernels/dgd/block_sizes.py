@@ -1,7 +1,8 @@
 """Block sizes of the TPU kernels: a VMEM formula, and a table that was tuned.
 
-The table is tuned by benchmarks/tpu_schedule.py, which counts the bundles that
-the compiler schedules; no TPU has timed it.
+The table has, for each chip, what takes the fewest bundles forward and backward
+in benchmarks/results/tpu_tuning.json (`benchmarks/tpu_schedule.py --tune`), and
+the smallest of what is within 1 % of it; no TPU has timed it.
 """
 
 from typing import NamedTuple
@@ -16,19 +17,19 @@ class Chip(NamedTuple):
   # Rows (batch and head) of a block at K = V = C = 128. A row alone is a chain
   # of small products that wait for one another; many rows fill the waits.
   rows: int
+  tile: int  # C of a recurrence that does not say
 
 
 # By `device_kind`.
 CHIPS = {
-    'TPU v4': Chip(16 * MIB, 4),
-    'TPU v5 lite': Chip(128 * MIB, 8),
-    'TPU v5': Chip(64 * MIB, 8),
-    'TPU v6 lite': Chip(128 * MIB, 8),
-    'TPU7x': Chip(64 * MIB, 8),
+    'TPU v4': Chip(16 * MIB, 2, 64),
+    'TPU v5 lite': Chip(128 * MIB, 16, 128),
+    'TPU v5': Chip(64 * MIB, 8, 128),
+    'TPU v6 lite': Chip(128 * MIB, 16, 128),
+    'TPU7x': Chip(64 * MIB, 8, 128),
 }
 # What an interpreted kernel is laid out for.
 DEFAULT_CHIP = CHIPS['TPU v6 lite']
-DEFAULT_TILE = 64
 # The rest is for what the compiler keeps for itself.
 VMEM_SHARE = 0.7
 # The share of VMEM that a stack of recomputed carries may fill.

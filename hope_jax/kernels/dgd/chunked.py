@@ -55,7 +55,7 @@ def chunk_step(
     log_alpha: Array | Decay,
     *,
     read: Read,
-    erase: bool = True,
+    erase: bool | Array = True,
     momentum: tuple[Array, Flow] | None = None,
     groups: Groups | None = None,
     precision: str = 'float32',
@@ -73,7 +73,8 @@ def chunk_step(
     read: which state a query sees: 'pre', 'post', 'chunk' (the chunk's first
       state), or 'none' for no output.
     erase: whether the delta decay -eta k k^T acts (DGD), or only alpha (plain
-      gradient descent with weight decay).
+      gradient descent with weight decay); or 1 and 0, [..., 1, 1], head by
+      head.
     momentum: state [..., K, V] and `flow` of the write's momentum, or None.
     groups: (columns, share) of memories that stand side by side in V and differ
       in their rate, share * eta; the outputs are those of the first. None: one.
@@ -96,14 +97,15 @@ def chunk_step(
     )
   # One product serves keys and queries: rows of both against the same operand.
   reads = read != 'none'
+  decays = erase is not False
   rows = jnp.concatenate([k, q], axis=-2) if reads else k
-  if erase or reads:
+  if decays or reads:
     retrieved, q_retrieved = _split(matmul(rows, state, precision), k)
     gram, scores = _split(matmul(rows, transpose(k), precision), k)
-  x = u - kept.enter * retrieved if erase else u
+  x = u - _times(erase, kept.enter) * retrieved if decays else u
   e = _shared(eta * x, groups)
-  if erase:
-    lower = eta * (kept.keep * gram)
+  if decays:
+    lower = _times(erase, eta) * (kept.keep * gram)
     e = _solve(lower, e, groups, precision, inverse)
   o = None
   width = groups[0][0]
@@ -116,6 +118,11 @@ def chunk_step(
   enter, keep = leave(kept)
   new = enter * state + matmul(_weighted(k, keep), e, precision)
   return o, new, None
+
+
+def _times(erase: bool | Array, x: Array) -> Array:
+  """x for the heads that erase."""
+  return x if erase is True else erase * x
 
 
 def _split(x: Array, k: Array) -> tuple[Array, Array]:
@@ -184,12 +191,13 @@ def _momentum_chunk_step(
 
       M_i = e^{c_i} M_0 + g_i S_0 + sum_{s<=i} (G_is w_s - A_is d_s) k_s^T,
 
-  and d solves a unit lower triangular system, as without momentum.
+  with d = 0 where nothing is erased. d solves a unit lower triangular system,
+  as without momentum.
   """
   w = _shared(eta * flowing.share * u, groups)
-  reads = read != 'none'
+  reads, decays = read != 'none', erase is not False
   rows = jnp.concatenate([k, q], axis=-2) if reads else k
-  if erase or reads:
+  if decays or reads:
     # Rows against [M_0 | S_0] and against the keys, each in one product.
     states = jnp.concatenate([state, velocity], axis=-1)
     both = matmul(rows, states, precision)
@@ -198,9 +206,10 @@ def _momentum_chunk_step(
         of_momentum, k
     )
     gram, scores = _split(matmul(rows, transpose(k), precision), k)
-  if erase:
+  if decays:
     retrieved = kept.enter * k_state + flowing.inflow * k_flow
     retrieved += matmul(flowing.reach * gram, w, precision)
+    eta = _times(erase, eta)
     rhs = _shared(eta * retrieved, groups)
     d = _solve(eta * kept.keep * gram, rhs, groups, precision)
   o = None
@@ -215,7 +224,7 @@ def _momentum_chunk_step(
       inflow, reach = arrived(flowing, kept.alpha, last=False)
     o = enter * q_state[..., :width] + inflow * q_flow[..., :width]
     o += matmul(reach * scores, w[..., :width], precision)
-    if erase:
+    if decays:
       o -= matmul(keep * scores, d[..., :width], precision)
   enter, keep = leave(kept)
   inflow, reach = arrived(flowing, kept.alpha, last=True)
@@ -225,7 +234,7 @@ def _momentum_chunk_step(
   gains = matmul(jnp.concatenate(weighted, axis=-2), w, precision)
   gain, gain_flow = jnp.split(gains, 2, axis=-2)
   new = enter * state + inflow * velocity + gain
-  if erase:
+  if decays:
     new -= matmul(_weighted(k, keep), d, precision)
   return o, new, enter_flow * velocity + gain_flow
 
