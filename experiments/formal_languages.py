@@ -22,7 +22,7 @@ LANGUAGES = (
 
 
 def _hope(**titans):
-  """Hope that counts; the README says why these settings."""
+  """Hope that counts modulo two; the README says why these settings."""
   return {
       'architecture': 'hope',
       'continuum': {'periods': (1,)},
@@ -56,6 +56,13 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
           adaptive_k=True, adaptive_gates=True
       ),
       'Hope (eigenvalues >= 0)': _hope(eigenvalues='positive'),
+      # Counts without bound, too: two heads of four erase nothing.
+      'Hope (plain heads)': {
+          **_hope(
+              plain_heads=2, read='after', target='value', adaptive_v=False
+          ),
+          'heads': 4,
+      },
   }
   return ml_collections.ConfigDict({
       'task': 'formal_languages',

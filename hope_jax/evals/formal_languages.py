@@ -86,16 +86,14 @@ def eigenvalues(model, params, encoded: Encoded) -> dict[str, list[float]]:
 
   Returns:
     symbol -> one number a layer, over heads, on a string of sixteen times that
-    symbol (the mean of alpha less the largest eta |k|^2); {} for models that
-    report no rates.
+    symbol; {} for models that report none.
   """
   found = {}
   for token, symbol in enumerate(encoded.symbols):
     tokens = np.full((1, 16), token, np.int32)
     _, extra = model.apply({'params': params}, tokens, mutable=['diagnostics'])
     if extra:
-      rates = extra['diagnostics']['layers']['mixer']
-      least = np.asarray(rates['mean_alpha'] - rates['max_write'])
+      least = extra['diagnostics']['layers']['mixer']['least_eigenvalue']
       found[symbol] = [round(float(x), 4) for x in np.ravel(least)]
   return found
 

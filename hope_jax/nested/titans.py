@@ -333,8 +333,13 @@ def tile_step(params, carry, xs, marks, kept=(), *, layout: Layout):
   )
   if not sees_chunk:
     o = memory_lib.read(copies[MAIN], q, options.precision)
+  write = eta * row(jnp.sum(k * k, axis=-1, keepdims=True))
+  erased = 0 * write if options.layers == 'none' else write
+  if params['decaying'] is not None:
+    erased = params['decaying'][..., 0] * erased
   stats = {
-      'write': eta * row(jnp.sum(k * k, axis=-1, keepdims=True)),
+      'write': write,
+      'shrink': jnp.where(valid, 1 - jnp.exp(log_alpha) + erased, 0),
       'eta': eta,
       'alpha': jnp.where(valid, jnp.exp(log_alpha), 0),
   }
@@ -484,7 +489,8 @@ def layer(
   Returns:
     Outputs [B, T, H, K] (zero at padding; NaN in rows with more documents than
     the grid has room for, see `levels.token_grid`), the state after the last
-    token, and diagnostics: 'max_write' (largest eta |k|^2), 'mean_eta',
+    token, and diagnostics: 'max_write' (largest eta |k|^2), 'least_eigenvalue'
+    (least alpha - eta |k|^2 of the decay of the main memory), 'mean_eta',
     'mean_alpha', 'state_norm' (largest Frobenius norm of a written matrix).
   """
   batch, length = x.q.shape[:2]
@@ -549,6 +555,7 @@ def layer(
   ]
   diagnostics = {
       'max_write': jnp.max(stats['write']),
+      'least_eigenvalue': 1 - jnp.max(stats['shrink']),
       'mean_eta': jnp.sum(stats['eta']) / count,
       'mean_alpha': jnp.sum(stats['alpha']) / count,
       'state_norm': jnp.max(jnp.stack(norms)),

@@ -166,6 +166,7 @@ def test_layer_is_the_token_serial_layer(x64, variant, kind):
   limit = 2 if 'signed' in variant else 1
   assert 0 < diagnostics['max_write'] < limit or 'l2' in variant
   assert diagnostics['mean_alpha'] <= 1
+  assert diagnostics['least_eigenvalue'] >= 1 - limit or 'l2' in variant
 
 
 def documents(rows, length=T):
