@@ -45,9 +45,10 @@ the token's own key and rate, and, as nothing is written, on no frozen copy.
 **Counting** (`plain_heads`). A decay along the key erases part of whatever was
 added up there, and a count comes out bent. The memories of plain heads take
 gradient steps without it, M_t = alpha_t M_{t-1} - eta_t grad L, so that equal
-writes add up to equal steps (NL Table 6, "w/o DGD", head by head). A token adds
-at most 1 to such a memory, |M_t| <= alpha |M_{t-1}| + 1: with retention no more
-than 1 / (1 - alpha) in all, and without it as much as the text is long.
+writes add up to equal steps (NL Table 6, "w/o DGD", head by head). With targets
+in the unit ball a token adds at most 1, |M_t| <= alpha |M_{t-1}| + 1: with
+retention no more than 1 / (1 - alpha) in all, and without it as much as the
+text is long.
 """
 
 import functools

@@ -92,12 +92,9 @@ def inverse_unit_lower(lower: Array, precision: str = 'float32') -> Array:
     block *= 2
   if precision == 'float32':
     return inverse
-  high = leading_half(lower)
   # The shortened T is the one improved, so that only L needs a second part.
   inverse = leading_half(inverse)
-  parts = jnp.concatenate([high, lower - high], axis=-2)
-  parts = matmul(parts, inverse, precision)
-  residual = eye - inverse - (parts[..., :size, :] + parts[..., size:, :])
+  residual = eye - inverse - _matmul_two_parts(lower, inverse)
   return inverse + matmul(inverse, residual, precision)
 
 
