@@ -94,7 +94,7 @@ def run_needles(config: Config, column: str, sweep) -> dict[str, Any] | None:
       for length in options['test']
       for depth in options['depths']
   }
-  arrays = needles.generate(
+  arrays = needles.pack(
       column, seed, counts['train'], length=options['train']
   )
   return _run(config, arrays, tests, 256)

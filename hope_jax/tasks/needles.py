@@ -159,10 +159,76 @@ def generate(
   return arrays
 
 
+def pack(
+    task: str, seed: int, count: int, *, length: int, encode: Encode = utf8
+) -> Arrays:
+  """Makes rows of several texts, one after the other, to train on.
+
+  A text with one question has few answers to learn from: here lengths of texts
+  differ, from no haystack at all to the whole row, and each has its answer.
+
+  Args:
+    task: a key of `TASKS`.
+    seed: decides every row.
+    count: rows N.
+    length: tokens T of a row at most; padding follows the last text.
+    encode: text -> token ids.
+
+  Returns:
+    tokens, targets and mask, as of `generate`.
+
+  Raises:
+    ValueError: no such task, or rows too short for a text without haystack.
+  """
+  if task not in TASKS:
+    raise ValueError(f'task must be one of {", ".join(TASKS)}; got {task!r}')
+  rng = np.random.default_rng(seed)
+  arrays = {
+      'tokens': np.zeros((count, length), np.int32),
+      'targets': np.zeros((count, length), np.int32),
+      'mask': np.zeros((count, length), np.float32),
+  }
+  for row in range(count):
+    texts, left = [], length
+    while True:
+      size = int(rng.integers(0, left + 1))
+      before, answer, _ = _row(
+          TASKS[task], rng, size, None, encode, bare=True
+      )
+      left -= len(before) + len(answer)
+      if left < 0:
+        break
+      texts.append((before, answer))
+    if not texts:
+      raise ValueError(
+          f'length must hold a text of {task} without haystack; got'
+          f' length={length}, which is {-left} too few'
+      )
+    start = 0
+    for i in rng.permutation(len(texts)):
+      before, answer = texts[i]
+      ids = np.array(before + answer, np.int32)
+      end, asked = start + len(ids), start + len(before) - 1
+      arrays['tokens'][row, start:end] = ids
+      arrays['targets'][row, start : end - 1] = ids[1:]
+      arrays['mask'][row, asked : end - 1] = 1
+      start = end
+  return arrays
+
+
 def _row(
-    kind: Kind, rng, length: int, depth: float | None, encode: Encode
+    kind: Kind,
+    rng,
+    length: int,
+    depth: float | None,
+    encode: Encode,
+    *,
+    bare: bool = False,
 ) -> tuple[list[int], list[int], float]:
-  """One row: ids before the answer, ids of the answer, depth."""
+  """One text: ids before the answer, ids of the answer, depth.
+
+  bare: whether it may be longer than `length` where it has no haystack.
+  """
   names = _names(rng, kind.names)
   needles = [
       (name, _code(kind, rng)) for name in names for _ in range(kind.codes)
@@ -179,7 +245,7 @@ def _row(
       for name, code in needles
   ]
   room = length - sum(map(len, (head, tail, answer, *hidden)))
-  if room < 0:
+  if room < 0 and not bare:
     raise ValueError(
         f'length must hold needles, question and answer; got length={length},'
         f' which is {-room} too few'

@@ -52,6 +52,34 @@ def test_each_task_has_its_haystack():
     assert repeats or len(set(sentences)) > 0.95 * len(sentences)
 
 
+@ALL
+def test_a_packed_row_is_texts_with_their_answers(task):
+  """If it fails, training asks for codes of another text, or for none."""
+  made = needles.pack(task, 0, 10, length=1200)
+  texts = 0
+  for i in range(10):
+    tokens, targets, mask = (made[x][i] for x in ('tokens', 'targets', 'mask'))
+    asked = np.flatnonzero(mask)
+    np.testing.assert_array_equal(targets[asked], tokens[asked + 1])
+    ends = asked[np.flatnonzero(np.diff(asked, append=len(mask)) > 1)] + 2
+    start = 0
+    for end in ends:
+      text = bytes(tokens[start:end].tolist()).decode()
+      answer = bytes(targets[asked[(asked >= start) & (asked < end)]].tolist())
+      answer = answer.decode()
+      assert text.startswith(needles.INTRODUCTION) and text.endswith(answer)
+      question = text[: -len(answer)].splitlines()[-1]
+      names = re.findall(r'of the (\w+ \w+)[,?]', question)
+      found = SENTENCE.findall(text)
+      expected = [code for name in names for n, code in found if n == name]
+      assert answer == ', '.join(expected) + '.'
+      start, texts = end, texts + 1
+    assert not tokens[start:].any()
+  assert texts > 10
+  with pytest.raises(ValueError, match='without haystack'):
+    needles.pack(task, 0, 1, length=100)
+
+
 @pytest.mark.parametrize('depth', [0.0, 0.25, 1.0])
 def test_depth_is_where_the_needle_stands(depth):
   """If it fails, the heat map's axis is not what it says."""
