@@ -78,20 +78,29 @@ def run_mqar(config: Config, column: str, sweep) -> dict[str, Any] | None:
 def run_needles(config: Config, column: str, sweep) -> dict[str, Any] | None:
   """Needles in bytes: trained short, tested by length and depth.
 
-  Arguments as above. `sweep.lengths` has 'train' (1,024), 'test' (1K to 16K)
-  and 'depths' (0, 1/4, ..., 1); names of tests are 'LENGTH DEPTH'.
+  Softmax attention is tested up to its window. Arguments as above.
+  `sweep.lengths` has 'train' (1,024), 'test' (1K to 64K) and 'depths' (0, 1/4,
+  ..., 1); names of tests are 'LENGTH DEPTH'. `sweep.counts` has rows to train
+  on, and to test at the shortest length and each depth; at longer ones there
+  are fewer, so that they have as many bytes, but at least one.
   """
   options = {
-      'train': 1024, 'test': (1024, 2048, 4096, 8192, 16_384),
+      'train': 1024,
+      'test': (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536),
       'depths': (0.0, 0.25, 0.5, 0.75, 1.0),
   } | sweep.lengths
   counts = {'train': 20_000, 'test': 20} | sweep.counts
-  seed = config.data.seed
+  seed, model = config.data.seed, config.model
+  lengths = sorted(options['test'])
+  if model.architecture in ('transformer', 'hope_attention'):
+    lengths = [n for n in lengths if n <= model.attention_window]
   tests = {
       f'{length} {depth}': needles.generate(
-          column, seed + TEST_SEED, counts['test'], length=length, depth=depth
+          column, seed + TEST_SEED,
+          max(1, counts['test'] * lengths[0] // length),
+          length=length, depth=depth,
       )
-      for length in options['test']
+      for length in lengths
       for depth in options['depths']
   }
   arrays = needles.pack(
@@ -131,6 +140,31 @@ def tables(results: list[dict]) -> dict[str, dict[tuple[str, str], str]]:
       'Rows with every answer right, %': table('exact'),
       'Seeds': {key: str(len(found)) for key, found in cells.items()},
   }
+
+
+def needle_tables(results: list[dict]) -> dict[str, dict[tuple[str, str], str]]:
+  """Right answers at each length, over all depths; a table for each task."""
+  drawn = {}
+  for column in dict.fromkeys(r['column'] for r in results):
+    for kind, title in (
+        ('answers', 'bytes of the answer that are right'),
+        ('exact', 'answers that are right as a whole'),
+    ):
+      entries = {}
+      for (row, c), found in _by_cell(results).items():
+        if c == column:
+          entries[row, 'seeds'] = str(len(found))
+          for length in dict.fromkeys(n.split()[0] for n in found[0][kind]):
+            entries[row, f'{int(length):,}'] = _mean([
+                statistics.fmean(
+                    share
+                    for name, share in s[kind].items()
+                    if name.split()[0] == length
+                )
+                for s in found
+            ])
+      drawn[f'{column}, by length of the text in bytes: {title}, %'] = entries
+  return drawn
 
 
 def mqar_figures(results: list[dict]) -> dict[str, str]:

@@ -41,7 +41,8 @@ class Task(NamedTuple):
   # (config of the cell, column, sweep) -> scores, JSON values by name; None: it
   # was interrupted.
   run: Callable[[Config, str, 'SweepConfig'], dict[str, Any] | None]
-  # Results of the experiment -> title of a table -> (row, column) -> text.
+  # Results of the experiment -> title of a table -> (row, column) -> text; its
+  # columns are those of the sweep, or all others in the order of the entries.
   tables: Callable[[list[Result]], dict[str, dict[tuple[str, str], str]]]
   # Results -> name of a figure -> SVG.
   figures: Callable[[list[Result]], dict[str, str]]
@@ -54,7 +55,9 @@ TASKS = {
     'ablation': Task(ablation.run, ablation.tables, ablation.figures),
     'mad': Task(recall.run_mad, recall.tables, lambda results: {}),
     'mqar': Task(recall.run_mqar, recall.tables, recall.mqar_figures),
-    'needles': Task(recall.run_needles, recall.tables, recall.needle_figures),
+    'needles': Task(
+        recall.run_needles, recall.needle_tables, recall.needle_figures
+    ),
 }
 
 
@@ -285,9 +288,8 @@ def render(sweep: SweepConfig) -> str:
   parts = []
   for title, entries in TASKS[sweep.task].tables(results).items():
     rows = [r for r in sweep.fields if any(row == r for row, _ in entries)]
-    columns = [
-        c for c in sweep.shown_columns if any(col == c for _, col in entries)
-    ]
+    known = list(dict.fromkeys(column for _, column in entries))
+    columns = [c for c in sweep.shown_columns if c in known] or known
     lines = [f'**{title}**', '', '| | ' + ' | '.join(columns) + ' |']
     lines.append('|---' * (len(columns) + 1) + '|')
     for row in rows:
