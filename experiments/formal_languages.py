@@ -47,6 +47,7 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
   tiny = form == 'tiny'
   rows = {
       'LSTM': {'architecture': 'lstm'},
+      'SRWM': {'architecture': 'srwm'},
       'Transformer': {'architecture': 'transformer'},
       'Linear Transformer': {'architecture': 'linear_attention'},
       'DeltaNet': {'architecture': 'deltanet'},
@@ -56,10 +57,12 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
           adaptive_k=True, adaptive_gates=True
       ),
       'Hope (eigenvalues >= 0)': _hope(eigenvalues='positive'),
-      # Counts without bound, too: two heads of four erase nothing.
+      # Counts without bound, too: two heads of four erase nothing. The others
+      # start with an eigenvalue of -1/2 instead of 0.
       'Hope (plain heads)': {
           **_hope(
-              plain_heads=2, read='after', target='value', adaptive_v=False
+              plain_heads=2, read='after', target='value', adaptive_v=False,
+              eta_init=0.75,
           ),
           'heads': 4,
       },

@@ -12,7 +12,7 @@ from hope_jax import config as config_lib
             {'model': {'titans': {'eigenvalues': 'signed', 'objective': 'l2'}}},
             "eigenvalues='signed' needs objective='delta'; got 'l2'",
         ),
-        ({'model': {'architecture': 'mamba'}}, "'lstm'; got 'mamba'"),
+        ({'model': {'architecture': 'mamba'}}, "'srwm'; got 'mamba'"),
         ({'model': {'titans': {'eigenvalue': 'signed'}}}, "'eigenvalues'"),
         (
             {

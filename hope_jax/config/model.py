@@ -200,6 +200,7 @@ class ModelConfig:
   architecture: Literal[
       'hope', 'hope_attention', 'transformer', 'titans', 'ttt',
       'linear_attention', 'retnet', 'deltanet', 'gated_deltanet', 'lstm',
+      'srwm',
   ] = 'hope'
   vocab_size: int = 256
   dim: int = 256

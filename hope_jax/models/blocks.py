@@ -25,6 +25,7 @@ from hope_jax.models.linear_memory import LinearMemory
 from hope_jax.models.lstm import Lstm
 from hope_jax.models.mixers import SelfModifyingTitans
 from hope_jax.models.packing import Packing
+from hope_jax.models.srwm import Srwm
 from hope_jax.nested import continuum, linear_memory
 from hope_jax.sharding import constrain
 from hope_jax.types import Array, PyTree
@@ -103,6 +104,7 @@ MIXERS = {
     'hope_attention': Attention,
     'transformer': Attention,
     'lstm': Lstm,
+    'srwm': Srwm,
     **{rule: LinearMemory for rule in linear_memory.ERASES},
 }
 

@@ -34,6 +34,7 @@ MODELS = {
     'deltanet': dict(architecture='deltanet'),
     'gated_deltanet': dict(architecture='gated_deltanet'),
     'lstm': dict(architecture='lstm'),
+    'srwm': dict(architecture='srwm'),
     'signed': dict(
         architecture='hope',
         titans=dict(memory='matrix', eigenvalues='signed', conv=False),
@@ -42,7 +43,7 @@ MODELS = {
 # Their states are written by no inner learning rate that could be reported.
 UNWRITTEN = (
     'hope_attention', 'transformer', 'linear_attention', 'retnet', 'deltanet',
-    'gated_deltanet', 'lstm',
+    'gated_deltanet', 'lstm', 'srwm',
 )
 ALL = pytest.mark.parametrize('name', list(MODELS))
 # MLP memories take long to compile, and `tests/nested` has them in every form;
