@@ -80,7 +80,9 @@ class Level(nn.Module):
 # Baselines as settings of `TitansConfig`. Static projections and gates, targets
 # v_t and plain gradient descent on the L2 loss are Titans with retention and
 # momentum (LMM, arXiv 2501.00663, Eq. 8-14), and without them a TTT layer with
-# an MLP (arXiv 2407.04620, without its norms and residual target). The rules of
+# an MLP (arXiv 2407.04620, without its norms and residual target). Both read as
+# Hope does, before the token's own write, and the output layer of an MLP writes
+# as if its hidden vector had length 1. The rules of
 # `nested.linear_memory` take their three projections and convolution from it.
 _STATIC = dict(
     adaptive_k=False,

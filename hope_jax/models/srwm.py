@@ -4,7 +4,8 @@ One matrix a head makes the output and its own key, query and rates, and
 rewrites itself by the delta rule (arXiv 2202.05780, Eq. 5-8); phi is a softmax:
 
     [y_t, k_t, q_t, b_t] = phi(x_t) W_{t-1}
-    W_t = W_{t-1} + phi(k_t)^T (phi(q_t) W_{t-1} - phi(k_t) W_{t-1}) sigmoid(b_t)
+    e_t = phi(q_t) W_{t-1} - phi(k_t) W_{t-1}
+    W_t = W_{t-1} + phi(k_t)^T (e_t sigmoid(b_t))
 
 with a rate for each of the four parts of W. It is the closest relative of
 self-modifying Titans: there each of the parts is a memory of its own, which can
