@@ -57,14 +57,14 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
           adaptive_k=True, adaptive_gates=True
       ),
       'Hope (eigenvalues >= 0)': _hope(eigenvalues='positive'),
-      # Counts without bound, too: two heads of four erase nothing. The others
+      # Counts without bound, too: half of the heads erase nothing. The others
       # start with an eigenvalue of -1/2 instead of 0.
       'Hope (plain heads)': {
           **_hope(
-              plain_heads=2, read='after', target='value', adaptive_v=False,
+              plain_heads=4, read='after', target='value', adaptive_v=False,
               eta_init=0.75,
           ),
-          'heads': 4,
+          'heads': 8,
       },
   }
   # It still gets better after the 3,000 steps of the others.
