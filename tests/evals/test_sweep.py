@@ -9,7 +9,9 @@ import xml.etree.ElementTree
 
 import pytest
 
+from hope_jax import config as config_lib
 from hope_jax.config import ConfigError
+from hope_jax.evals import recall
 from hope_jax.evals import sweep as sweep_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -231,3 +233,48 @@ def test_the_tiny_forms_of_recall(tmp_path, name, row, column, figure):
   if figure:
     svg = (tmp_path / 'results' / f'{figure}.svg').read_text()
     xml.etree.ElementTree.fromstring(svg)
+
+
+def test_needles_are_tested_by_length_with_as_many_bytes(monkeypatch):
+  """If it fails, attention is tested beyond its window, or lengths unevenly."""
+  sweep = sweep_lib.load(str(ROOT / 'experiments' / 'needles.py') + ':tiny', [
+      ('lengths.test', '256,512,1024'), ('counts.test', '3'),
+  ])
+  seen = {}
+
+  def run(config, arrays, tests, vocab):
+    seen.update({name: x['tokens'].shape for name, x in tests.items()})
+    return {}
+
+  monkeypatch.setattr(recall, '_run', run)
+  for row, window, lengths in (
+      ('Hope', 512, (256, 512, 1024)), ('Transformer', 512, (256, 512)),
+  ):
+    seen.clear()
+    fields = sweep_lib.settings(sweep, sweep_lib.Cell(row, 's_niah_1', 0))
+    fields['model']['attention_window'] = window
+    recall.run_needles(config_lib.from_dict(fields), 's_niah_1', sweep)
+    assert seen == {
+        f'{n} {depth}': (max(1, 3 * 256 // n), n)
+        for n in lengths
+        for depth in (0.0, 1.0)
+    }
+
+
+def test_the_needles_tables_keep_the_order_of_lengths():
+  """If it fails, columns are mixed up where rows have different lengths."""
+  results = [
+      {
+          'row': row, 'column': 's_niah_1', 'seed': 0,
+          'scores': {
+              kind: {f'{n} {d}': share * d for n in lengths for d in (0, 1)}
+              for kind, share in (('answers', 1.0), ('exact', 0.5))
+          },
+      }
+      for row, lengths in (('A', (8, 16)), ('B', (8, 16, 32)))
+  ]
+  bytes_right, whole = recall.needle_tables(results).values()
+  assert list(dict.fromkeys(c for _, c in bytes_right)) == [
+      'seeds', '8', '16', '32'
+  ]
+  assert bytes_right['B', '32'] == '50.0' and whole['A', '8'] == '25.0'
