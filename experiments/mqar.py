@@ -11,7 +11,7 @@ figure compares architectures by them. Results: experiments/mqar/README.md.
 import ml_collections
 
 # Widths whose states have 6 to 41 KB; those of linear attention 64, DeltaNet 64
-# and Hope 24 are about the same. A memory of Titans and Hope comes with a frozen
+# and Hope 24 are about equal. A memory of Titans and Hope comes with a frozen
 # copy and momentum, and Hope has three matrices a head.
 WIDTHS = {
     'Linear attention': ('linear_attention', (32, 64)),
