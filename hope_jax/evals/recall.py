@@ -168,7 +168,10 @@ def needle_tables(results: list[dict]) -> dict[str, dict[tuple[str, str], str]]:
 
 
 def mqar_figures(results: list[dict]) -> dict[str, str]:
-  """Right answers by number of pairs, and by size of the recurrent state."""
+  """Right answers by number of pairs, and by size of the recurrent state.
+
+  The second is without the Transformer, whose state is its window.
+  """
 
   def mean(found):
     return 100 * statistics.fmean(
@@ -184,29 +187,31 @@ def mqar_figures(results: list[dict]) -> dict[str, str]:
         charts.lines(title, lines, y_range=(0, 100), right=190, **axis)
     )
 
-  by_pairs, by_state, sizes = {}, {}, set()
+  by_pairs, by_state = {}, {}
   cells, widths = {}, {}
   for r in results:
     cells.setdefault((r['row'], int(r['column'])), []).append(r)
-    kind = r['settings']['model']['architecture']
-    widths.setdefault((kind, r['scores']['state_bytes']), []).append(r)
+    if r['settings']['model']['architecture'] != 'transformer':
+      kind = r['row'].rpartition(' ')[0]  # less the width
+      widths.setdefault((kind, r['scores']['state_bytes']), []).append(r)
   for (row, pairs), found in cells.items():
     by_pairs.setdefault(row, []).append((pairs, mean(found)))
   for (kind, size), found in widths.items():
-    sizes.add(size)
     by_state.setdefault(kind, []).append((math.log2(size), mean(found)))
-  if not results:
-    return {}
-  return {
-      'pairs': chart(
-          'MQAR: right answers, %', by_pairs, x_label='key-value pairs'
-      ),
-      'state': chart(
-          'MQAR: right answers over all numbers of pairs, %', by_state,
-          x_label='bytes of state of a sequence',
-          x_ticks=[(math.log2(s), charts.shorten(s)) for s in sorted(sizes)],
-      ),
-  }
+  drawn = {}
+  if by_pairs:
+    drawn['pairs'] = chart(
+        'MQAR: right answers, %', by_pairs, x_label='key-value pairs'
+    )
+  if by_state:
+    sizes = [math.log2(size) for _, size in widths]
+    first, last = math.ceil(min(sizes)), math.floor(max(sizes))
+    drawn['state'] = chart(
+        'MQAR: right answers over all numbers of pairs, %', by_state,
+        x_label='bytes of state of a sequence',
+        x_ticks=[(x, f'{2**x:,}') for x in range(first, last + 1)],
+    )
+  return drawn
 
 
 def needle_figures(results: list[dict]) -> dict[str, str]:
