@@ -71,6 +71,8 @@ class TitansConfig:
   # Heads, the last ones, whose memories take plain gradient steps all the same:
   # what they add up is not erased, as counting needs. Not in the paper.
   plain_heads: int = 0
+  # eta_init of these heads.
+  plain_eta_init: float = 0.5
   # Which layers of an MLP memory DGD decays along their input.
   dgd_layers: Literal['all', 'input', 'output'] = 'all'
   # A causal convolution of window 4 on each of the q, k and v streams, ahead of
@@ -117,6 +119,11 @@ class TitansConfig:
     require(
         0 < self.eta_init < 1,
         f'TitansConfig.eta_init must be in (0, 1); got {self.eta_init}',
+    )
+    require(
+        0 < self.plain_eta_init < 1,
+        'TitansConfig.plain_eta_init must be in (0, 1); got'
+        f' {self.plain_eta_init}',
     )
     require(
         0.99 <= self.retention_init < 1,
