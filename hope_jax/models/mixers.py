@@ -209,9 +209,9 @@ class SelfModifyingTitans(MemoryMixer):
     plain = config.plain_heads
     etas = [config.eta_init] * (heads - plain) + [config.plain_eta_init] * plain
     if config.eigenvalues == 'signed':  # those of a hard sigmoid
-      eta_gates = [6 * eta - 3 for eta in etas]
+      gates = jnp.array([6 * eta - 3 for eta in etas])
     else:
-      eta_gates = [_logit(eta) for eta in etas]
+      gates = jnp.array([_logit(eta) for eta in etas])
     small = config.projection_expansion
     memories = {
         titans.MAIN: memory('main', head_dim, config.expansion),
@@ -221,7 +221,7 @@ class SelfModifyingTitans(MemoryMixer):
     }
     params = {
         'memories': memories,
-        'bias_eta': self.param('bias_eta', bias(jnp.array(eta_gates)), (heads,)),
+        'bias_eta': self.param('bias_eta', bias(gates), (heads,)),
     }
     if config.retention:
       memories['alpha'] = memory('alpha', 1, small)

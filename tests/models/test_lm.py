@@ -306,3 +306,24 @@ def test_depth_and_width_follow_the_configuration():
   assert all(x.shape[0] == 2 for x in jax.tree.leaves(layers))
   matrices = [x for x in jax.tree.leaves(cms) if x.ndim == 3]
   assert sum(x.size for x in matrices) == 2 * 2 * 4 * 64 * 64
+
+
+@pytest.mark.parametrize(
+    ('eigenvalues', 'gate'),
+    [
+        ('signed', lambda g: np.clip(g / 6 + 0.5, 0, 1)),
+        ('positive', lambda g: 1 / (1 + np.exp(-g))),
+    ],
+)
+def test_heads_start_with_their_rates(eigenvalues, gate):
+  """If it fails, heads that count start like those that turn over."""
+  model = LanguageModel(ModelConfig(
+      vocab_size=4, dim=16, layers=1, heads=4,
+      titans=TitansConfig(
+          memory='matrix', eigenvalues=eigenvalues, plain_heads=1,
+          eta_init=0.75, plain_eta_init=0.25,
+      ),
+  ))
+  params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+  bias = meta.unbox(params)['params']['layers']['mixer']['bias_eta'][0]
+  np.testing.assert_allclose(gate(bias), [0.75, 0.75, 0.75, 0.25], atol=1e-6)
