@@ -138,24 +138,16 @@ def generate(
   Raises:
     ValueError: no such task, or rows too short for needles and question.
   """
-  if task not in TASKS:
-    raise ValueError(f'task must be one of {", ".join(TASKS)}; got {task!r}')
+  kind = _kind(task)
   if depth is not None and not 0 <= depth <= 1:
     raise ValueError(f'depth must be in [0, 1]; got {depth}')
   rng = np.random.default_rng(seed)
-  arrays = {
-      'tokens': np.zeros((count, length), np.int32),
-      'targets': np.zeros((count, length), np.int32),
-      'mask': np.zeros((count, length), np.float32),
-      'depth': np.zeros((count,), np.float32),
-  }
+  arrays = _blank(count, length) | {'depth': np.zeros((count,), np.float32)}
   for row in range(count):
-    before, answer, where = _row(TASKS[task], rng, length, depth, encode)
-    ids = np.array(before + answer, np.int32)
-    arrays['tokens'][row, : len(ids)] = ids
-    arrays['targets'][row, : len(ids) - 1] = ids[1:]
-    arrays['mask'][row, len(before) - 1 : len(ids) - 1] = 1
-    arrays['depth'][row] = where
+    before, answer, arrays['depth'][row] = _row(
+        kind, rng, length, depth, encode
+    )
+    _write(arrays, row, 0, before, answer)
   return arrays
 
 
@@ -180,21 +172,14 @@ def pack(
   Raises:
     ValueError: no such task, or rows too short for a text without haystack.
   """
-  if task not in TASKS:
-    raise ValueError(f'task must be one of {", ".join(TASKS)}; got {task!r}')
+  kind = _kind(task)
   rng = np.random.default_rng(seed)
-  arrays = {
-      'tokens': np.zeros((count, length), np.int32),
-      'targets': np.zeros((count, length), np.int32),
-      'mask': np.zeros((count, length), np.float32),
-  }
+  arrays = _blank(count, length)
   for row in range(count):
     texts, left = [], length
     while True:
       size = int(rng.integers(0, left + 1))
-      before, answer, _ = _row(
-          TASKS[task], rng, size, None, encode, bare=True
-      )
+      before, answer, _ = _row(kind, rng, size, None, encode, bare=True)
       left -= len(before) + len(answer)
       if left < 0:
         break
@@ -206,14 +191,35 @@ def pack(
       )
     start = 0
     for i in rng.permutation(len(texts)):
-      before, answer = texts[i]
-      ids = np.array(before + answer, np.int32)
-      end, asked = start + len(ids), start + len(before) - 1
-      arrays['tokens'][row, start:end] = ids
-      arrays['targets'][row, start : end - 1] = ids[1:]
-      arrays['mask'][row, asked : end - 1] = 1
-      start = end
+      start = _write(arrays, row, start, *texts[i])
   return arrays
+
+
+def _kind(task: str) -> Kind:
+  if task not in TASKS:
+    raise ValueError(f'task must be one of {", ".join(TASKS)}; got {task!r}')
+  return TASKS[task]
+
+
+def _blank(count: int, length: int) -> Arrays:
+  """Rows of padding that ask for nothing."""
+  return {
+      'tokens': np.zeros((count, length), np.int32),
+      'targets': np.zeros((count, length), np.int32),
+      'mask': np.zeros((count, length), np.float32),
+  }
+
+
+def _write(
+    arrays: Arrays, row: int, start: int, before: list[int], answer: list[int]
+) -> int:
+  """Puts a text into a row, and asks for its answer; returns where it ends."""
+  ids = np.array(before + answer, np.int32)
+  end = start + len(ids)
+  arrays['tokens'][row, start:end] = ids
+  arrays['targets'][row, start : end - 1] = ids[1:]
+  arrays['mask'][row, start + len(before) - 1 : end - 1] = 1
+  return end
 
 
 def _row(
