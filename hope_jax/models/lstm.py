@@ -59,13 +59,7 @@ class Lstm(nn.Module):
 
     zero = jnp.zeros((batch, dim), jnp.float32)
     carry = (zero, zero) if state is None else (state['h'], state['c'])
-    starts, present = packing.starts, packing.present
-    none = jnp.zeros((batch, length), bool)
-    xs = (
-        inputs + bias,
-        none if starts is None else starts,
-        ~none if present is None else present,
-    )
+    xs = (inputs + bias, *packing.flags(batch, length))
     (h, c), y = jax.lax.scan(
         step, carry, jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), xs)
     )

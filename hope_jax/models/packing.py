@@ -15,6 +15,14 @@ class Packing(NamedTuple):
   present: Array | None  # [B, T] bool: false at padding
   position: Array | None  # [B, T] int32: tokens since the document's start
 
+  def flags(self, batch: int, length: int) -> tuple[Array, Array]:
+    """`starts` and `present`, [B, T] where there is nothing to say, too."""
+    none = jnp.zeros((batch, length), bool)
+    return (
+        none if self.starts is None else self.starts,
+        ~none if self.present is None else self.present,
+    )
+
 
 class Place(NamedTuple):
   """Where a stream stands between two calls."""

@@ -72,12 +72,9 @@ class Srwm(nn.Module):
       new = w + nn.softmax(k)[..., None] * change[..., None, :]
       return jnp.where(present[:, None, None, None], new, w), y
 
-    starts, present = packing.starts, packing.present
-    none = jnp.zeros((batch, length), bool)
     xs = (
         x.astype(jnp.float32).reshape(batch, length, heads, width),
-        none if starts is None else starts,
-        ~none if present is None else present,
+        *packing.flags(batch, length),
     )
     w, y = jax.lax.scan(
         step, initial if state is None else state['w'],
