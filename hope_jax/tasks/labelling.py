@@ -10,7 +10,9 @@ A split of a task is a dict of arrays with one row an example:
 | mask    | [N, T] float32        | 1 where an answer is asked for           |
 
 Rows are padded at their end, where the mask is 0. No model looks ahead, so
-padding needs no further mark.
+padding needs no further mark. Where a row holds several texts, `segment_ids`,
+[N, T] int32, numbers them from 1, and no text sees those before it; 0 is
+padding.
 """
 
 from collections.abc import Iterator

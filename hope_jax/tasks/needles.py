@@ -157,7 +157,8 @@ def pack(
   """Makes rows of several texts, one after the other, to train on.
 
   A text with one question has few answers to learn from: here lengths of texts
-  differ, from no haystack at all to the whole row, and each has its answer.
+  differ, from no haystack at all to the whole row, and each has its answer. No
+  text sees those before it.
 
   Args:
     task: a key of `TASKS`.
@@ -167,7 +168,7 @@ def pack(
     encode: text -> token ids.
 
   Returns:
-    tokens, targets and mask, as of `generate`.
+    tokens, targets and mask, as of `generate`, and segment_ids.
 
   Raises:
     ValueError: no such task, or rows too short for a text without haystack.
@@ -175,6 +176,7 @@ def pack(
   kind = _kind(task)
   rng = np.random.default_rng(seed)
   arrays = _blank(count, length)
+  arrays['segment_ids'] = np.zeros((count, length), np.int32)
   for row in range(count):
     texts, left = [], length
     while True:
@@ -190,8 +192,10 @@ def pack(
           f' length={length}, which is {-left} too few'
       )
     start = 0
-    for i in rng.permutation(len(texts)):
-      start = _write(arrays, row, start, *texts[i])
+    for number, i in enumerate(rng.permutation(len(texts)), 1):
+      end = _write(arrays, row, start, *texts[i])
+      arrays['segment_ids'][row, start:end] = number
+      start = end
   return arrays
 
 

@@ -43,7 +43,8 @@ def make_loss_fn(model: Any) -> LossFn:
 
   def loss_fn(params, batch, rng):
     (logits, _), extra = model.apply(
-        {'params': params}, batch['tokens'], rngs={'dropout': rng},
+        {'params': params}, batch['tokens'],
+        segment_ids=batch.get('segment_ids'), rngs={'dropout': rng},
         mutable=['diagnostics'],
     )
     losses = position_losses(logits, batch['targets'])

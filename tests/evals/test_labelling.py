@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hope_jax.config import ModelConfig
 from hope_jax.evals import labelling as evals
+from hope_jax.models.factory import language_model
 from hope_jax.tasks import labelling
 from hope_jax.tasks.formal_languages import Example
 from hope_jax.train import labelling as train
@@ -75,6 +77,31 @@ def test_losses_by_hand():
       train.position_losses(jnp.array(logits), jnp.array(tokens)),
       [[-np.log(q[0, 0, 2]), -np.log(q[0, 1, 3])]], rtol=1e-5,
   )
+
+
+def test_texts_of_a_row_do_not_see_each_other():
+  """If it fails, a packed row trains on what a test does not show."""
+  model = language_model(ModelConfig(
+      architecture='transformer', vocab_size=8, dim=16, heads=2, layers=1,
+      remat='none',
+  ))
+  batch = {
+      'tokens': jnp.array([[1, 2, 3, 4, 5]]),
+      'targets': jnp.array([[2, 3, 4, 5, 6]]),
+      'mask': jnp.array([[0.0, 0, 0, 0, 1]]),
+      'segment_ids': jnp.array([[1, 1, 2, 2, 2]]),
+  }
+  key = jax.random.key(0)
+  params = model.init(key, batch['tokens'])['params']
+  loss_fn = train.make_loss_fn(model)
+
+  def loss(first, **change):
+    tokens = batch['tokens'].at[0, 0].set(first)
+    made = {k: v for k, v in (batch | change).items() if v is not None}
+    return float(loss_fn(params, made | {'tokens': tokens}, key)[0])
+
+  assert loss(1) == loss(7)
+  assert loss(1, segment_ids=None) != loss(7, segment_ids=None)
 
 
 class Says(nn.Module):

@@ -62,7 +62,7 @@ def test_a_packed_row_is_texts_with_their_answers(task):
     asked = np.flatnonzero(mask)
     np.testing.assert_array_equal(targets[asked], tokens[asked + 1])
     ends = asked[np.flatnonzero(np.diff(asked, append=len(mask)) > 1)] + 2
-    start = 0
+    start = number = 0
     for end in ends:
       text = bytes(tokens[start:end].tolist()).decode()
       answer = bytes(targets[asked[(asked >= start) & (asked < end)]].tolist())
@@ -73,8 +73,11 @@ def test_a_packed_row_is_texts_with_their_answers(task):
       found = SENTENCE.findall(text)
       expected = [code for name in names for n, code in found if n == name]
       assert answer == ', '.join(expected) + '.'
-      start, texts = end, texts + 1
-    assert not tokens[start:].any()
+      number += 1
+      assert (made['segment_ids'][i, start:end] == number).all()
+      start = end
+    assert not tokens[start:].any() and not made['segment_ids'][i, start:].any()
+    texts += number
   assert texts > 10
   with pytest.raises(ValueError, match='without haystack'):
     needles.pack(task, 0, 1, length=100)
