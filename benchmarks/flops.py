@@ -14,7 +14,7 @@ import jax
 from hope_jax.config import ModelConfig
 from hope_jax.models.blocks import settle
 from hope_jax.models.mixers import titans_options
-from hope_jax.nested import titans
+from hope_jax.nested import titans_tile
 
 
 def recurrence(
@@ -57,13 +57,13 @@ def memories(config: ModelConfig) -> int:
   d = config.dim // config.heads
   tile = min(options.chunk, options.projection_chunk)
   mlp = config.titans.memory == 'mlp'
-  main = titans.MAIN
+  main = titans_tile.MAIN
   written = (main, *options.adaptive)
   erases_input = options.layers in ('all', 'input')
   erases_output = options.layers in ('all', 'output')
 
   def width(name):
-    return 1 if name in titans.GATES else d
+    return 1 if name in titans_tile.GATES else d
 
   def hidden(name):
     expansion = config.titans.expansion
@@ -87,7 +87,8 @@ def memories(config: ModelConfig) -> int:
     return back + first + forward * second
 
   # Keys, values, gates and adaptive queries; then the targets M(v).
-  total = sum(read(n) for n in {'k', 'v', *titans.GATES, *options.adaptive})
+  inputs = {'k', 'v', *titans_tile.GATES, *options.adaptive}
+  total = sum(read(n) for n in inputs)
   total += sum(
       read(n) for n in written if n != main or options.target != 'value'
   )

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hope_jax.nested import dgd, titans, titans_tile
 from hope_jax.nested import memory as memory_lib
-from hope_jax.nested import titans
 from tests.oracles import titans as oracle
 
 B, T, H, K, F = 2, 23, 2, 4, 6
@@ -365,7 +365,7 @@ def test_without_learning_the_layer_is_its_initial_memories(x64):
   o, state, _ = run(
       params, x, retention=False, adaptive=('k', 'v', 'eta')
   )
-  q = titans.unit(jnp.einsum('bthk,hkj->bthj', titans.unit(x.q), params['w_q']))
+  q = dgd.unit(jnp.einsum('bthk,hkj->bthj', dgd.unit(x.q), params['w_q']))
   for h in range(H):
     memory = jax.tree.map(lambda w: w[h], params['memories'][titans.MAIN])  # noqa: B023
     expected = [
@@ -448,10 +448,10 @@ def test_bf16_products_stay_close():
 def test_targets_are_bounded():
   """If this fails, an input can make a memory grow without limit."""
   big = 1e6 * np.random.default_rng(0).normal(size=(7, 5))
-  lengths = np.linalg.norm(titans.bound(big), axis=-1)
+  lengths = np.linalg.norm(titans_tile.bound(big), axis=-1)
   assert lengths.max() < 1 + 1e-6  # one, rounded
   small = 1e-4 * big / 1e6
-  np.testing.assert_allclose(titans.bound(small), small, rtol=1e-6)
+  np.testing.assert_allclose(titans_tile.bound(small), small, rtol=1e-6)
 
 
 def test_reading_a_memory_is_the_oracles_read(x64):
@@ -541,6 +541,6 @@ def test_signed_memories_stay_bounded(x64):
     writes.append(float(found['max_write']))
   assert min(writes) < 1 and max(writes) > 1.7
   etas = np.linspace(0, 1.95, 50)
-  written = etas * titans.room(etas, 0.95)
+  written = etas * titans_tile.room(etas, 0.95)
   kept = np.abs(0.95 - etas)
   assert (np.asarray(written) + kept <= 1 + 1e-6).all()

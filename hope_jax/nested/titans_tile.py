@@ -1,0 +1,284 @@
+"""One tile of self-modifying Titans: all its tokens read the frozen copies.
+
+`tile_step` is the equations of `titans.py` for the tokens of one tile; XLA's
+scan and the TPU kernel both run it.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hope_jax.kernels.dgd.products import column, matmul, row
+from hope_jax.nested import dgd
+from hope_jax.nested import memory as memory_lib
+from hope_jax.nested.dgd import unit
+from hope_jax.types import Array
+
+GATES = ('eta', 'alpha')
+MAIN = 'memory'
+
+
+class Streams(NamedTuple):
+  """What the layer reads, one vector a head: [B, T, H, K] each."""
+
+  q: Array
+  k: Array
+  v: Array
+
+
+class Options(NamedTuple):
+  """The plain arguments of the layer; `config.TitansConfig` argues each."""
+
+  chunk: int
+  projection_chunk: int
+  objective: str
+  target: str  # 'bounded', 'raw', or 'value' (v^ = v, as in Titans)
+  read: str
+  eta_max: float
+  eigenvalues: str  # 'positive' or 'signed'
+  projection_eta: float
+  retention: bool
+  layers: str
+  momentum: bool
+  adaptive: tuple[str, ...]  # the memories that are written, besides the main
+  aligned: bool
+  precision: str
+  implementation: str = 'xla'  # or 'pallas_tpu', or 'auto'
+  plain_heads: int = 0  # the last ones: no decay along the key
+
+
+class Marks(NamedTuple):
+  """What a tile is told of its slots, one number a slot: [B, H, C] each."""
+
+  valid: Array  # 1 where the slot holds a token
+  opens_main: Array  # 1 where the main memory's chunk starts with the tile
+  opens_rest: Array  # the same for the other memories
+  reset: Array  # 1 where a document starts with the tile
+
+
+class Layout(NamedTuple):
+  """What is known of a scan when it is compiled."""
+
+  columns: dgd.Columns
+  always_open: bool  # every tile opens a chunk: no frozen copy is carried
+  restarts: bool  # documents may start
+  options: Options
+
+
+def bound(x: Array) -> Array:
+  """x / sqrt(1 + |x|^2): smooth, the identity for small x, |bound(x)| < 1."""
+  return x / jnp.sqrt(1 + jnp.sum(x * x, axis=-1, keepdims=True))
+
+
+def room(eta: Array, alpha: Array) -> Array:
+  """What a target is scaled by under signed eigenvalues, in [0, 1].
+
+  Args:
+    eta: write strengths at unit keys, 0 <= eta <= 1 + alpha.
+    alpha: retentions, in [0, 1].
+
+  Returns:
+    min(1, (1 + alpha - eta) / eta): 1 up to eta = (1 + alpha) / 2, where the
+    eigenvalue alpha - eta is -(1 - alpha) / 2; 0 at its -1.
+  """
+  return jnp.minimum(1, (1 + alpha - eta) / jnp.maximum(eta, 0.5))
+
+
+def project(params, frozen, columns, x, options):
+  """Keys, values, queries and gates of a tile, from the frozen memories.
+
+  Args:
+    params: as `tile_params` makes them.
+    frozen: the frozen copies; memories that are not written are read from their
+      learned initial states.
+    columns: the memories in the bank.
+    x: Streams of unit vectors, [B, H, C, K] each.
+    options: as in `layer`.
+
+  Returns:
+    q, k, v [B, H, C, K]; eta, log_alpha, log_mu [B, H, C] (log_mu or None).
+  """
+  copies = dgd.unpack(frozen, columns)
+  size = x.k.shape[-2]
+  rows = jnp.concatenate(
+      [x.k, x.v] + ([x.q] if 'q' in options.adaptive else []), axis=-2
+  )
+  z = {}
+  if options.adaptive:  # every stream against every memory, in one product
+    main = columns.widths[0]
+    rest = dgd.Columns(columns.names[1:], columns.widths[1:])
+    z = rest.split(matmul(rows, frozen.first[..., main:], options.precision))
+
+  def memory(name, stream, start):
+    if name not in z:
+      source = params['memories'][name]
+      return memory_lib.read(source, stream, options.precision)
+    part = z[name][..., start * size : (start + 1) * size, :]
+    return memory_lib.read(copies[name], stream, options.precision, z=part)
+
+  k = unit(memory('k', x.k, 0))
+  v = memory('v', x.v, 1)
+  if 'q' in options.adaptive:
+    q = unit(memory('q', x.q, 2))
+  else:
+    q = unit(matmul(x.q, params['w_q'], options.precision))
+
+  def gate(name):
+    return row(memory(name, x.k, 0) + params['bias_' + name])
+
+  eta_gate = gate('eta')
+  log_alpha = jnp.zeros_like(eta_gate)
+  if options.retention:
+    log_alpha = jax.nn.log_sigmoid(gate('alpha'))
+  most, share = jnp.exp(log_alpha), jax.nn.sigmoid
+  if options.eigenvalues == 'signed':
+    most, share = 1 + most, jax.nn.hard_sigmoid
+  eta = most * options.eta_max * share(eta_gate)
+  log_mu = None
+  if options.momentum:
+    log_mu = jax.nn.log_sigmoid(row(
+        jnp.sum(x.k * params['w_mu'], axis=-1, keepdims=True)
+        + params['bias_mu']
+    ))
+  return q, k, v, eta, log_alpha, log_mu
+
+
+def tile_params(
+    params: dict, initial: dgd.Bank | None, plain_heads: int
+) -> dict:
+  """What all tiles share, leaves [1, H, ., .].
+
+  Args:
+    params: as in `layer`.
+    initial: the bank that documents start from, or None.
+    plain_heads: as in `Options`.
+  """
+  spread = {
+      'bias_eta': lambda x: x[:, None, None],
+      'bias_alpha': lambda x: x[:, None, None],
+      'bias_mu': lambda x: x[:, None, None],
+      'w_mu': lambda x: x[:, None, :],
+  }
+  shared = {n: spread.get(n, lambda x: x)(x) for n, x in params.items()
+            if n != 'memories'}
+  read_only = {n: m for n, m in params['memories'].items() if n != MAIN}
+  shared.update(memories=read_only, initial=initial, decaying=None)
+  if plain_heads:
+    heads = params['bias_eta'].shape[0]
+    decaying = jnp.arange(heads) < heads - plain_heads
+    shared['decaying'] = decaying.astype(jnp.float32)[:, None, None]
+  return jax.tree.map(lambda x: x[None], shared)
+
+
+def tile_step(params, carry, xs, marks, kept=(), *, layout: Layout):
+  """One tile of the layer: what XLA and the TPU kernel both run.
+
+  Args:
+    params: as `tile_params` makes them; [1, H, ., .], or [R, ., .] in a kernel.
+    carry: banks (memories, frozen or None, momentum or None), [B, H, ., .] or
+      [R, ., .].
+    xs: `Streams`, [B, H, C, K] or [R, C, K].
+    marks: `Marks`, [B, 1 or H, C] or [R, C].
+    kept: nothing; see `tile_scan`.
+    layout: what is static.
+
+  Returns:
+    The carry, and (outputs like xs, statistics like marks).
+  """
+  del kept
+  options, columns = layout.options, layout.columns
+  bank, frozen, momentum = carry
+  if layout.restarts:
+    flag = column(marks.reset)[..., :1, :]
+    initial = params['initial']
+    bank = _select(flag, initial, bank)
+    frozen = None if frozen is None else _select(flag, initial, frozen)
+    momentum = jax.tree.map(
+        lambda x: _select(flag, jnp.zeros_like(x), x), momentum
+    )
+  carries_frozen = frozen is not None
+  if layout.always_open:
+    frozen = bank
+  else:
+    frozen = _refresh(frozen, bank, marks, columns)
+  q, k, v, eta, log_alpha, log_mu = project(
+      params, frozen, columns,
+      jax.tree.map(lambda x: unit(x.astype(jnp.promote_types(x, jnp.float32))),
+                   xs),
+      options,
+  )
+  valid = marks.valid > 0
+  eta = jnp.where(valid, eta, 0)
+  log_alpha = jnp.where(valid, log_alpha, 0)
+  if log_mu is not None:  # mu = 1 neither adds to momentum nor forgets it
+    log_mu = jnp.where(valid, log_mu, 0)
+
+  copies = dgd.unpack(frozen, columns)
+  v_z = columns.split(matmul(v, frozen.first, options.precision))
+  targets = {}
+  for name, memory in copies.items():
+    y = memory_lib.read(memory, v, options.precision, z=v_z[name])
+    targets[name] = y if options.target == 'raw' else bound(y)
+  if options.target == 'value':
+    targets[MAIN] = v
+  shares = {
+      n: 1.0 if n == MAIN else options.projection_eta for n in columns.names
+  }
+  if options.eigenvalues == 'signed':
+    alpha = jnp.exp(log_alpha)
+    targets = {
+        name: column(room(shares[name] * eta, alpha)) * y
+        for name, y in targets.items()
+    }
+
+  sees_chunk = options.read != 'boundary'
+  new_bank, momentum, o = dgd.step(
+      bank, frozen, momentum, k, targets, eta, log_alpha, log_mu,
+      marks.valid, columns=columns, shares=shares,
+      q=q if sees_chunk else None,
+      read='post' if options.read == 'after' else 'pre',
+      objective=options.objective, layers=options.layers,
+      heads=params['decaying'], precision=options.precision,
+  )
+  if not sees_chunk:
+    o = memory_lib.read(copies[MAIN], q, options.precision)
+  write = eta * row(jnp.sum(k * k, axis=-1, keepdims=True))
+  erased = 0 * write if options.layers == 'none' else write
+  if params['decaying'] is not None:
+    erased = params['decaying'][..., 0] * erased
+  stats = {
+      'write': write,
+      'shrink': jnp.where(valid, 1 - jnp.exp(log_alpha) + erased, 0),
+      'eta': eta,
+      'alpha': jnp.where(valid, jnp.exp(log_alpha), 0),
+  }
+  return (new_bank, frozen if carries_frozen else None, momentum), (o, stats)
+
+
+def _select(flag: Array, new, old):
+  """Where flag [..., 1, 1] is positive, the leaves of `new`, else of `old`."""
+
+  def leaf(a, b):  # a stack of memories has an axis more
+    where = flag if b.ndim == flag.ndim else flag[..., None, :, :]
+    return jnp.where(where > 0, a, b)
+
+  return jax.tree.map(leaf, new, old)
+
+
+def _refresh(frozen, bank, marks, columns):
+  """Copies the memories whose chunk starts with this tile."""
+  main, rest = (
+      column(x)[..., :1, :] for x in (marks.opens_main, marks.opens_rest)
+  )
+  width = columns.widths[0]
+  parts = [_select(main, bank.first[..., :width], frozen.first[..., :width])]
+  if len(columns.names) > 1:
+    parts.append(
+        _select(rest, bank.first[..., width:], frozen.first[..., width:])
+    )
+  second = {
+      n: _select(main if n == MAIN else rest, x, frozen.second[n])
+      for n, x in bank.second.items()
+  }
+  return dgd.Bank(jnp.concatenate(parts, axis=-1), second)
