@@ -20,12 +20,8 @@ from typing import Any
 import numpy as np
 
 from hope_jax.evals import charts
-from hope_jax.evals.optimizers import (
-  CONVERGED,
-  FREQUENCY,
-  WAVE,
-  heldout_loss,
-)
+from hope_jax.evals.optimizer_problems import FREQUENCY, WAVE
+from hope_jax.evals.optimizers import CONVERGED, heldout_loss
 
 Results = Mapping[str, Any]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hope_jax.config import ConfigError, StudyConfig
-from hope_jax.evals import optimizer_report, optimizers
+from hope_jax.evals import optimizer_problems, optimizer_report, optimizers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FOLDER = ROOT / 'experiments/optimizers'
@@ -21,9 +21,9 @@ def test_landscape():
   """Eq. 53 at a point, by hand, and its minimum."""
   r, theta = -3.5, 2.0
   expected = r**2 + 8 * (r - theta + 0.6 * math.sin(6 * r)) ** 2
-  got = optimizers.landscape(jnp.float32(r), jnp.float32(theta))
+  got = optimizer_problems.landscape(jnp.float32(r), jnp.float32(theta))
   assert float(got) == pytest.approx(expected, rel=1e-5)
-  assert float(optimizers.landscape(0.0, 0.0)) == 0
+  assert float(optimizer_problems.landscape(0.0, 0.0)) == 0
 
 
 @pytest.mark.parametrize('best', [1e-4, 0.004, 0.7])
@@ -80,11 +80,11 @@ def test_an_unknown_optimizer(tmp_path):
 def test_a_rule_follows_its_rate():
   """Momentum SGD by hand on the landscape: the rate is the argument's."""
   config = StudyConfig(steps=3, warmup=0.0, clip_norm=1e9)
-  problem = optimizers.problem_of(config)
+  problem = optimizer_problems.problem_of(config)
   trainer = optimizers.Trainer(problem, optimizers.RULES['momentum'], config)
   trace = trainer.run(1e-3, 0)['trace']
-  w, m = np.array(optimizers.START), np.zeros(2)
-  gradient = jax.grad(lambda w: optimizers.landscape(*w))
+  w, m = np.array(optimizer_problems.START), np.zeros(2)
+  gradient = jax.grad(lambda w: optimizer_problems.landscape(*w))
   for i, point in enumerate(trace):
     np.testing.assert_allclose(point, w, atol=2e-3)
     m = 0.9 * m + np.asarray(gradient(jnp.asarray(w, jnp.float32)))
