@@ -46,7 +46,7 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
     raise ValueError(f"the form is 'full' or 'tiny'; got {form!r}")
   tiny = form == 'tiny'
   rows = {
-      'LSTM': {'architecture': 'lstm'},
+      'LSTM': {'architecture': 'lstm', 'dim': 16 if tiny else 64},
       'SRWM': {'architecture': 'srwm'},
       'Transformer': {'architecture': 'transformer'},
       'Linear Transformer': {'architecture': 'linear_attention'},
@@ -67,8 +67,9 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
           'heads': 8,
       },
   }
-  # Weight decay keeps an LSTM's gates from closing, and a count leaks.
-  others = {'LSTM': {'optimizer': {'weight_decay': 0.0}}}
+  # Weight decay keeps an LSTM's gates from closing, and a count leaks. The loss
+  # is nothing before a count is exact: a usual eps (1e-8) would stop it there.
+  others = {'LSTM': {'optimizer': {'weight_decay': 0.0, 'eps': 1e-15}}}
   # It still gets better after the 3,000 steps of the others.
   if not tiny:
     others['Hope (plain heads)'] = {'train': {'steps': 10_000}}

@@ -60,13 +60,15 @@ class OptimizerConfig:
   warmup_steps: int = 100
   b1: float = 0.9
   b2: float = 0.95
+  # Gradients well below it no longer move anything.
+  eps: float = 1e-8
   weight_decay: float = 0.1
   clip_norm: float = 1.0
   # Micro-batches a step, each of data.batch_size / accumulate sequences.
   accumulate: int = 1
 
   def __post_init__(self):
-    positive(self, 'learning_rate', 'clip_norm', 'accumulate')
+    positive(self, 'learning_rate', 'eps', 'clip_norm', 'accumulate')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -106,7 +106,7 @@ def make_optimizer(
     # Negated here and scaled by a positive rate outside, so that the -0.0 of a
     # level that holds still stays -0.0.
     return optax.chain(
-        optax.scale_by_adam(b1=config.b1, b2=config.b2),
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
         optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
         optax.scale(-1.0),
     )

@@ -153,3 +153,17 @@ def test_periods_that_do_not_nest_name_the_field():
   """If it fails, the message does not say which setting to change."""
   with pytest.raises(ConfigError, match='ContinuumConfig.periods'):
     factory.make_optimizer(CONFIG, 20, level_periods=(2, 3))
+
+
+@pytest.mark.parametrize('eps', [1e-15, 1e-8])
+def test_eps_decides_which_gradients_still_move(eps):
+  """If it fails, what is learned to a loss of 1e-10 stays as inexact as it is.
+
+  Adam's first step is the rate times g / (g + eps).
+  """
+  config = dataclasses.replace(CONFIG, eps=eps, weight_decay=0.0)
+  trace, _ = run(factory.make_optimizer(config, 20), [filled(1e-12)])
+  moved = PARAMS['head'] - trace[1]['head']
+  rate = float(factory.make_schedule(config, 20)(0))
+  expected = rate * 1e-12 / (1e-12 + eps)
+  np.testing.assert_allclose(moved, expected, rtol=1e-3, atol=1e-7)
