@@ -29,7 +29,7 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
       ),
       'counts': {'train': 4, 'test': 1}
       if tiny
-      else {'train': 2000, 'test': 16},
+      else {'train': 8000, 'test': 16},
       'lengths': {'train': 256, 'test': (256, 300), 'depths': (0.0, 1.0)}
       if tiny
       else {},
@@ -52,7 +52,7 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
               'weight_decay': 0.1,
           },
           'train': {
-              'steps': 2 if tiny else 1000,
+              'steps': 2 if tiny else 4000,
               'log_every': 1 if tiny else 100,
           },
       },

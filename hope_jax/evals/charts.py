@@ -12,7 +12,10 @@ from typing import NamedTuple
 
 WIDTH = 640
 # Of drawings that stand alone: mid tones that can be read on white and black.
-_COLOURS = ('#1f8fc0', '#d9730d', '#8a939b', '#7f68d0')
+_COLOURS = (
+    '#1f8fc0', '#d9730d', '#8a939b', '#7f68d0', '#2e9e6b', '#d05a6e', '#b08a2e',
+    '#c060b0', '#2aa5a0', '#6f8f2a', '#a0705a',
+)
 _STYLE = (
     'svg { font: 13px system-ui, sans-serif; fill: #7a858e; }'
     ' .grid { stroke: #8a939b; stroke-opacity: .3; }'
@@ -25,6 +28,11 @@ _STYLE = (
         for i, c in enumerate(_COLOURS)
     )
 )
+
+
+def style(number: int) -> str:
+  """The CSS class of the n-th series; there are eleven colours."""
+  return f's{number % len(_COLOURS)}'
 
 
 class Line(NamedTuple):

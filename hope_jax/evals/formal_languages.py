@@ -153,7 +153,7 @@ def figures(results: list[dict]) -> dict[str, str]:
           for x, name in enumerate(BINS)
           if all(name in s for s in found)
       ]
-      lines.append(charts.Line(row, f's{i % 4}', points, marks=True))
+      lines.append(charts.Line(row, charts.style(i), points, marks=True))
     drawn[f'length_{column}'] = charts.document(charts.lines(
         f'{column}: strings right, %', lines, y_range=(0, 100),
         x_label='length', x_ticks=list(enumerate(('2-50', '51-100', '100-500',
@@ -175,7 +175,7 @@ def _eigenvalue_figure(results: list[dict]) -> dict[str, str]:
       pairs = sorted(result['scores']['eigenvalues'].items())
       points = [(x, min(layers)) for x, (_, layers) in enumerate(pairs)]
       name = row if j == 0 else ''
-      lines.append(charts.Line(name, f's{i % 4}', points, marks=True))
+      lines.append(charts.Line(name, charts.style(i), points, marks=True))
   if not lines:
     return {}
   return {'eigenvalues_parity': charts.document(charts.lines(

@@ -180,7 +180,7 @@ def mqar_figures(results: list[dict]) -> dict[str, str]:
 
   def chart(title, series, **axis):
     lines = [
-        charts.Line(name, f's{i % 4}', sorted(points), marks=True)
+        charts.Line(name, charts.style(i), sorted(points), marks=True)
         for i, (name, points) in enumerate(series.items())
     ]
     return charts.document(

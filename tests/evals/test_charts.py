@@ -1,5 +1,6 @@
 """Drawings that stand alone."""
 
+import re
 import xml.etree.ElementTree as ElementTree
 
 from hope_jax.evals import charts
@@ -38,3 +39,15 @@ def test_a_document_brings_its_style():
   root = ElementTree.fromstring(drawing)
   style = root.find('{http://www.w3.org/2000/svg}style').text
   assert '.line.s1' in style
+
+
+def test_series_have_colours_of_their_own():
+  """If it fails, two lines of a figure look alike."""
+  lines = [
+      charts.Line(f'n{i}', charts.style(i), [(0, i), (1, i)]) for i in range(11)
+  ]
+  drawing = charts.document(
+      charts.lines('title', lines, y_range=(0, 10), x_label='x')
+  )
+  colours = dict(re.findall(r' \.(s\d+) \{ fill: (#\w+);', drawing))
+  assert len({colours[line.style] for line in lines}) == len(lines)
