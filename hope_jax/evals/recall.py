@@ -96,12 +96,12 @@ def run_needles(config: Config, column: str, sweep) -> dict[str, Any] | None:
     lengths = [n for n in lengths if n <= model.attention_window]
   tests = {
       f'{length} {depth}': needles.generate(
-          column, seed + TEST_SEED,
+          column, (seed + TEST_SEED, length, i),
           max(1, counts['test'] * lengths[0] // length),
           length=length, depth=depth,
       )
       for length in lengths
-      for depth in options['depths']
+      for i, depth in enumerate(options['depths'])
   }
   arrays = needles.pack(
       column, seed, counts['train'], length=options['train']

@@ -108,7 +108,7 @@ def utf8(text: str) -> list[int]:
 
 def generate(
     task: str,
-    seed: int,
+    seed: int | Sequence[int],
     count: int,
     *,
     length: int,
@@ -122,12 +122,13 @@ def generate(
 
   Args:
     task: a key of `TASKS`.
-    seed: decides every row.
+    seed: decides every row; a number or several, as NumPy takes them.
     count: rows N.
     length: tokens T of a row at most; what the haystack does not fill, as a
       whole sentence does not fit, is padding at the end.
-    depth: where the needles stand, 0 the haystack's start, 1 its end; None:
-      anywhere.
+    depth: where the first needle that is asked for stands, 0 the haystack's
+      start, 1 its end; others that are asked for come after it, and the rest
+      are anywhere. None: all are anywhere.
     encode: text -> token ids; bytes by default.
 
   Returns:
@@ -243,8 +244,16 @@ def _row(
   needles = [
       (name, _code(kind, rng)) for name in names for _ in range(kind.codes)
   ]
-  rng.shuffle(needles)
   asked = names[: kind.asked]
+  # The list has needles that are asked for at its start. Where a depth is given,
+  # one of them stands there, and the others after it.
+  shares = rng.random(len(needles))
+  if depth is not None:
+    wanted = kind.asked * kind.codes
+    shares[:wanted] = depth + (1 - depth) * shares[:wanted]
+    shares[rng.integers(wanted)] = depth
+  order = np.argsort(shares, kind='stable')
+  needles = [needles[i] for i in order]
   # A name's codes in the order of their needles.
   answers = [c for name in asked for n, c in needles if n == name]
   question = QUESTION.format(names=', of the '.join(asked))
@@ -267,10 +276,7 @@ def _row(
     if room < 0:
       break
     hay.append(sentence)
-  places = rng.integers(0, len(hay) + 1, len(hidden))
-  if depth is not None:
-    places[:] = round(depth * len(hay))
-  places = np.sort(places)
+  places = (shares[order] * (len(hay) + 1)).astype(int).clip(max=len(hay))
   first = next(i for i, (name, _) in enumerate(needles) if name in asked)
   # From the last place on, so that earlier places stay where they are.
   for place, needle in reversed(list(zip(places, hidden))):

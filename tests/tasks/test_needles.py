@@ -83,15 +83,28 @@ def test_a_packed_row_is_texts_with_their_answers(task):
     needles.pack(task, 0, 1, length=100)
 
 
+@ALL
 @pytest.mark.parametrize('depth', [0.0, 0.25, 1.0])
-def test_depth_is_where_the_needle_stands(depth):
+def test_depth_is_where_the_first_needle_asked_for_stands(task, depth):
   """If it fails, the heat map's axis is not what it says."""
-  made = needles.generate('s_niah_2', 0, 5, length=4096, depth=depth)
+  made = needles.generate(task, 0, 12, length=4096, depth=depth)
   np.testing.assert_allclose(made['depth'], depth, atol=0.02)
-  for i in range(5):
-    text, _ = read(made, i)
-    place = SENTENCE.search(text).start() / len(text)
-    assert abs(place - depth) < 0.05
+  others = []
+  for i in range(12):
+    text, answer = read(made, i)
+    places = {
+        m.group(2): m.start() / len(text) for m in SENTENCE.finditer(text)
+    }
+    asked = [places.pop(code) for code in answer.rstrip('.').split(', ')]
+    assert abs(min(asked) - depth) < 0.1
+    others += [*places.values(), *(x for x in asked if x != min(asked))]
+  kind = needles.TASKS[task]
+  assert len(others) == 12 * (kind.names * kind.codes - 1)
+  if others and depth < 1:
+    # They do not stand beside it, as they do not in training.
+    assert np.mean(np.abs(np.array(others) - depth) < 0.05) < 0.3
+  if task == 'mk_niah':  # before it, too
+    assert min(others) < 0.1 and max(others) > 0.8
 
 
 @ALL
