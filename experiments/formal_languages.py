@@ -80,7 +80,9 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
       else 'experiments/formal_languages/results',
       'columns': ('parity',) if tiny else LANGUAGES,
       'seeds': (0,) if tiny else (0, 1, 2),
-      'counts': {'train': 64, 'bin0': 8, 'bin1': 8} if tiny else {},
+      'counts': {'train': 64, 'bin0': 8, 'bin1': 8, 'bin2': 0, 'bin3': 0}
+      if tiny
+      else {},
       'rows': tuple(
           {'name': n, 'model': row} | others.get(n, {})
           for n, row in rows.items()

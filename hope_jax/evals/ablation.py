@@ -5,7 +5,7 @@ import math
 import statistics
 from typing import Any
 
-from hope_jax.config import Config
+from hope_jax.config import Config, ConfigError
 from hope_jax.data import pipeline
 from hope_jax.evals import language
 from hope_jax.models.factory import language_model
@@ -25,6 +25,9 @@ def run(config: Config, column: str, sweep) -> dict[str, Any] | None:
   Returns:
     'loss' (nats a token), 'perplexity' (a token), 'bits_per_byte', 'steps',
     'tokens_per_second' (median). None: interrupted.
+
+  Raises:
+    ConfigError: `train.max_seconds` ended the run.
   """
   del sweep
   config = dataclasses.replace(
@@ -39,7 +42,13 @@ def run(config: Config, column: str, sweep) -> dict[str, Any] | None:
   trained = loop.train(
       model, pipeline.train_batches(config.data), config, evaluate=evaluate
   )
-  if trained.stopped not in ('done', 'time'):
+  if trained.stopped == 'time':
+    raise ConfigError(
+        'an ablation compares runs of equal length, and train.max_seconds='
+        f'{config.train.max_seconds:g} ended one at step'
+        f' {int(trained.state.step)} of {config.train.steps}'
+    )
+  if trained.stopped != 'done':
     return None
   last = [r for r in trained.history if r['split'] == 'heldout'][-1]
   speeds = [

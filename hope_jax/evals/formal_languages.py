@@ -17,18 +17,36 @@ BINS = ('bin0', 'bin1', 'bin2', 'bin3')
 
 
 def splits(column: str, sweep, seed: int) -> task.Splits:
-  """The strings of a cell: published files, a plug-in, or generated."""
+  """The strings of a cell: published files, a plug-in, or generated.
+
+  Raises:
+    ConfigError: there are none, or none to train on, or none that say when
+      training ends.
+  """
+  counts = {k: n for k, n in (task.COUNTS | sweep.counts).items() if n}
   try:
     if sweep.data_dir:
-      return task.read(sweep.data_dir)
-    if sweep.language:
-      return task.plug_in(sweep.language, seed)
-    return task.generate(
-        column, seed, lengths=task.LENGTHS | sweep.lengths,
-        counts=sweep.counts or task.COUNTS,
-    )
+      made = task.read(sweep.data_dir)
+    elif sweep.language:
+      made = task.plug_in(sweep.language, seed)
+    else:
+      made = task.generate(
+          column, seed, lengths=task.LENGTHS | sweep.lengths, counts=counts
+      )
   except ValueError as error:
     raise ConfigError(str(error)) from error
+  known = ('train', *BINS)
+  for name, examples in made.items():
+    if name not in known:
+      raise ConfigError(f'a split is one of {", ".join(known)}; got {name!r}')
+    if not examples:
+      raise ConfigError(f'the split {name!r} of {column} has no strings')
+  if 'train' not in made or not made.keys() & set(BINS[:2]):
+    raise ConfigError(
+        "training needs the split 'train', and 'bin0' or 'bin1' to know when to"
+        f' end; got {", ".join(made)}'
+    )
+  return made
 
 
 def run(config: Config, column: str, sweep) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from hope_jax import sharding
-from hope_jax.config import Config
+from hope_jax.config import Config, ConfigError
 from hope_jax.models.factory import language_model
 from hope_jax.tasks.labelling import Arrays, Epochs, in_order
 from hope_jax.train import labelling, loop
@@ -48,6 +48,9 @@ def train(
 
   Returns:
     The model; None if the run was interrupted.
+
+  Raises:
+    ConfigError: `train.max_seconds` left no time to measure anything.
   """
   config = dataclasses.replace(
       config, model=dataclasses.replace(config.model, vocab_size=vocab)
@@ -64,6 +67,12 @@ def train(
   if trained.stopped not in ('done', 'until', 'time'):
     return None
   records = [r for r in trained.history if r['split'] == 'train']
+  if not records:
+    raise ConfigError(
+        f'train.max_seconds={config.train.max_seconds:g} ended the run at step'
+        f' {int(trained.state.step)}, before anything was measured'
+        f' (train.log_every={config.train.log_every})'
+    )
   speed = statistics.median(r['tokens_per_second'] for r in records)
   return Trained(model, trained.state.params, {
       'steps': int(trained.state.step),

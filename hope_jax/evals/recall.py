@@ -7,11 +7,13 @@ from typing import Any
 import jax
 
 from hope_jax import sharding
-from hope_jax.config import Config, ConfigError
+from hope_jax.config import Config
+from hope_jax.data import tokenizer as tokenizer_lib
 from hope_jax.evals import charts, labelling
 from hope_jax.tasks import mad, mqar, needles
 from hope_jax.tasks.labelling import Arrays
 
+SPLITS = ('train', 'test')
 # Added to a cell's seed for its test rows.
 TEST_SEED = 1_000_000
 
@@ -47,8 +49,6 @@ def run_mad(config: Config, column: str, sweep) -> dict[str, Any] | None:
     'answers' and 'exact': 'test' -> share of answers, of rows, that are right;
     'steps', 'loss', 'tokens_per_second'. None: interrupted.
   """
-  if column not in mad.TASKS:
-    raise ConfigError(f'a task of MAD is one of {", ".join(mad.TASKS)}')
   base, seed = mad.TASKS[column], config.data.seed
   counts = {'train': base.train, 'test': base.test} | sweep.counts
   return _run(
@@ -76,9 +76,10 @@ def run_mqar(config: Config, column: str, sweep) -> dict[str, Any] | None:
 
 
 def run_needles(config: Config, column: str, sweep) -> dict[str, Any] | None:
-  """Needles in bytes: trained short, tested by length and depth.
+  """Needles in text: trained short, tested by length and depth.
 
-  Softmax attention is tested up to its window. Arguments as above.
+  Lengths are tokens of `data.tokenizer`, which are bytes by default. Softmax
+  attention is tested up to its window. Arguments as above.
   `sweep.lengths` has 'train' (1,024), 'test' (1K to 64K) and 'depths' (0, 1/4,
   ..., 1); names of tests are 'LENGTH DEPTH'. `sweep.counts` has rows to train
   on, and to test at the shortest length and each depth; at longer ones there
@@ -91,6 +92,11 @@ def run_needles(config: Config, column: str, sweep) -> dict[str, Any] | None:
   } | sweep.lengths
   counts = {'train': 20_000, 'test': 20} | sweep.counts
   seed, model = config.data.seed, config.model
+  tokenizer = tokenizer_lib.load_tokenizer(config.data)
+
+  def encode(text):
+    return tokenizer.encode(text.encode()).ids.tolist()
+
   lengths = sorted(options['test'])
   if model.architecture in ('transformer', 'hope_attention'):
     lengths = [n for n in lengths if n <= model.attention_window]
@@ -98,15 +104,15 @@ def run_needles(config: Config, column: str, sweep) -> dict[str, Any] | None:
       f'{length} {depth}': needles.generate(
           column, (seed + TEST_SEED, length, i),
           max(1, counts['test'] * lengths[0] // length),
-          length=length, depth=depth,
+          length=length, depth=depth, encode=encode,
       )
       for length in lengths
       for i, depth in enumerate(options['depths'])
   }
   arrays = needles.pack(
-      column, seed, counts['train'], length=options['train']
+      column, seed, counts['train'], length=options['train'], encode=encode
   )
-  return _run(config, arrays, tests, 256)
+  return _run(config, arrays, tests, tokenizer.vocab_size)
 
 
 def _by_cell(results: list[dict]) -> dict[tuple[str, str], list[dict]]:
@@ -147,7 +153,7 @@ def needle_tables(results: list[dict]) -> dict[str, dict[tuple[str, str], str]]:
   drawn = {}
   for column in dict.fromkeys(r['column'] for r in results):
     for kind, title in (
-        ('answers', 'bytes of the answer that are right'),
+        ('answers', 'tokens of the answer that are right'),
         ('exact', 'answers that are right as a whole'),
     ):
       entries = {}
@@ -163,7 +169,7 @@ def needle_tables(results: list[dict]) -> dict[str, dict[tuple[str, str], str]]:
                 )
                 for s in found
             ])
-      drawn[f'{column}, by length of the text in bytes: {title}, %'] = entries
+      drawn[f'{column}, by length of the text in tokens: {title}, %'] = entries
   return drawn
 
 

@@ -11,169 +11,34 @@ the folder of results is written anew between its markers, if it has any. Fields
 of `SweepConfig` and, under `base`, of `Config`, can be changed:
 
   --config.data_dir=DIR            the published files of a formal language
-  --config.language=FILE.py:NAME   a language of your own; both into runs/
+  --config.language=FILE.py:NAME   a language of your own; both into runs/, or
+                                   where --config.results says
   --config.rows_run=Hope,LSTM --config.columns_run=parity --config.seeds=0,1
   --config.base.train.steps=100 --config.results=runs/mine
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
-import re
 import sys
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 from hope_jax import config as config_lib
 from hope_jax import experiment
-from hope_jax.config import Config, ConfigError
-from hope_jax.evals import ablation, formal_languages, machine, recall
-
-Result = dict[str, Any]
-
-
-class Task(NamedTuple):
-  """What a kind of experiment brings to the table."""
-
-  # (config of the cell, column, sweep) -> scores, JSON values by name; None: it
-  # was interrupted.
-  run: Callable[[Config, str, 'SweepConfig'], dict[str, Any] | None]
-  # Results of the experiment -> title of a table -> (row, column) -> text; its
-  # columns are those of the sweep, or all others in the order of the entries.
-  tables: Callable[[list[Result]], dict[str, dict[tuple[str, str], str]]]
-  # Results -> name of a figure -> SVG.
-  figures: Callable[[list[Result]], dict[str, str]]
-
-
-TASKS = {
-    'formal_languages': Task(
-        formal_languages.run, formal_languages.tables, formal_languages.figures
-    ),
-    'ablation': Task(ablation.run, ablation.tables, ablation.figures),
-    'mad': Task(recall.run_mad, recall.tables, lambda results: {}),
-    'mqar': Task(recall.run_mqar, recall.tables, recall.mqar_figures),
-    'needles': Task(
-        recall.run_needles, recall.needle_tables, recall.needle_figures
-    ),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class SweepConfig:
-  """An experiment of many small runs."""
-
-  task: str
-  # Where the cells go; the README whose tables are made of them is beside it.
-  results: str
-  # The rows in order: 'name', and fields of `Config` on top of `base`.
-  rows: tuple[dict, ...]
-  base: dict = dataclasses.field(default_factory=dict)
-  columns: tuple[str, ...] = ()
-  seeds: tuple[int, ...] = (0, 1, 2)
-  # The rows and columns to run; empty: all. All that have results are shown.
-  rows_run: tuple[str, ...] = ()
-  columns_run: tuple[str, ...] = ()
-  # Examples of each split, and lengths; what is absent is the task's own.
-  counts: dict = dataclasses.field(default_factory=dict)
-  lengths: dict = dataclasses.field(default_factory=dict)
-  # Formal languages from elsewhere; they take the place of the columns.
-  data_dir: str = ''
-  language: str = ''
-
-  def __post_init__(self):
-    if self.task not in TASKS:
-      raise ConfigError(
-          f'SweepConfig.task must be one of {", ".join(TASKS)};'
-          f' got {self.task!r}'
-      )
-    if not self.rows or any('name' not in row for row in self.rows):
-      raise ConfigError(f"SweepConfig.rows need a 'name' each; got {self.rows}")
-    names = list(self.fields)
-    for field, wanted, known in (
-        ('rows_run', self.rows_run, names),
-        ('columns_run', self.columns_run, self.shown_columns),
-    ):
-      for name in wanted:
-        if name not in known:
-          raise ConfigError(
-              f'SweepConfig.{field}: {name!r} is none of {", ".join(known)}'
-          )
-    if self.data_dir and self.language:
-      raise ConfigError('SweepConfig: give data_dir or language, not both')
-
-  @property
-  def fields(self) -> dict[str, dict]:
-    """Row -> its fields of `Config`."""
-    return {
-        row['name']: {k: v for k, v in row.items() if k != 'name'}
-        for row in self.rows
-    }
-
-  @property
-  def shown_columns(self) -> tuple[str, ...]:
-    """The columns, or the name of the language from elsewhere."""
-    if self.data_dir:
-      return (os.path.basename(os.path.abspath(self.data_dir)),)
-    if self.language:
-      return (self.language.partition(':')[2] or self.language,)
-    return self.columns
-
-  @property
-  def folder(self) -> str:
-    """Where the cells go: a language from elsewhere has a folder of its own."""
-    elsewhere = self.data_dir or self.language
-    return f'runs/{_slug(elsewhere) or "here"}' if elsewhere else self.results
-
-  @property
-  def readme(self) -> str:
-    """The README that the results are rendered into."""
-    return os.path.join(os.path.dirname(self.folder), 'README.md')
-
-
-def _slug(text: str) -> str:
-  return re.sub(r'[^a-z0-9]+', '_', text.lower()).strip('_')
-
-
-class Cell(NamedTuple):
-  """One number of the table, for one seed."""
-
-  row: str
-  column: str
-  seed: int
-
-  def path(self, sweep: SweepConfig) -> str:
-    """Where its result is kept."""
-    name = _slug(f'{self.row} {self.column} {self.seed}')
-    return os.path.join(sweep.folder, f'{name}.json')
-
-
-def cells(sweep: SweepConfig) -> Iterator[Cell]:
-  """Yields all cells, column by column: related numbers appear together."""
-  for column in sweep.columns_run or sweep.shown_columns:
-    for row in sweep.rows_run or sweep.fields:
-      for seed in sweep.seeds:
-        yield Cell(row, column, seed)
-
-
-def settings(sweep: SweepConfig, cell: Cell) -> dict[str, Any]:
-  """Returns the fields of `Config` that the experiment sets for a cell."""
-  parts = [
-      sweep.base, sweep.fields[cell.row],
-      {'train': {'seed': cell.seed}, 'data': {'seed': cell.seed}},
-  ]
-  merged = {}
-  for part in parts:
-    merged = _merge(merged, part)
-  return merged
-
-
-def _merge(old: Any, new: Any) -> Any:
-  if not (isinstance(old, dict) and isinstance(new, dict)):
-    return new
-  return old | {k: _merge(old.get(k, {}), v) for k, v in new.items()}
+from hope_jax.config import ConfigError
+from hope_jax.evals import machine
+from hope_jax.evals.sweep_config import (
+  TASKS,
+  Cell,
+  Result,
+  SweepConfig,
+  cells,
+  load,
+  settings,
+)
 
 
 def run(sweep: SweepConfig) -> bool:
@@ -184,22 +49,26 @@ def run(sweep: SweepConfig) -> bool:
 
   Raises:
     ConfigError: a cell cannot be run.
+    FloatingPointError: cells have diverged; after all others have run.
   """
-  wanted = list(cells(sweep))
+  wanted, diverged = list(cells(sweep)), []
   for number, cell in enumerate(wanted, 1):
-    fields = settings(sweep, cell)
-    asked = {'settings': fields, 'data': _data(sweep)}
-    if _is_done(cell.path(sweep), asked):
+    if is_done(sweep, cell):
       continue
+    asked = _asked(sweep, cell)
     print(
         f'cell {number} of {len(wanted)}: {cell.row}, {cell.column},'
         f' seed {cell.seed}',
         file=sys.stderr,
     )
     wall, cpu = time.monotonic(), time.process_time()
-    scores = TASKS[sweep.task].run(
-        config_lib.from_dict(fields), cell.column, sweep
-    )
+    try:
+      scores = TASKS[sweep.task].run(
+          config_lib.from_dict(asked['settings']), cell.column, sweep
+      )
+    except FloatingPointError as error:
+      diverged.append(f'{cell.row}, {cell.column}, seed {cell.seed}: {error}')
+      continue
     if scores is None:
       return False
     _write(cell.path(sweep), {
@@ -213,6 +82,8 @@ def run(sweep: SweepConfig) -> bool:
         'date': time.strftime('%Y-%m-%d', time.gmtime()),
         'machine': machine.describe(),
     })
+  if diverged:
+    raise FloatingPointError('; '.join(diverged))
   return True
 
 
@@ -231,17 +102,29 @@ def _data(sweep: SweepConfig) -> dict[str, Any]:
       digest.update(file.read())
   fields = ('counts', 'lengths', 'data_dir', 'language')
   data = {name: getattr(sweep, name) for name in fields}
+  if sweep.data_dir:
+    data['data_dir'] = sweep.shown_columns[0]  # however it was spelled
   return data | ({'sha256': digest.hexdigest()} if files else {})
 
 
-def _is_done(path: str, asked: dict[str, Any]) -> bool:
-  """Whether there is a result of what is asked for."""
+def _asked(sweep: SweepConfig, cell: Cell) -> dict[str, Any]:
+  """What decides a cell's result."""
+  return {'settings': settings(sweep, cell), 'data': _data(sweep)}
+
+
+def is_done(sweep: SweepConfig, cell: Cell) -> bool:
+  """Returns whether there is a result of the cell.
+
+  Raises:
+    ConfigError: there is one of other settings or other data.
+  """
+  path = cell.path(sweep)
   try:
     with open(path, encoding='utf-8') as file:
       result = json.load(file)
   except FileNotFoundError:
     return False
-  for name, value in asked.items():
+  for name, value in _asked(sweep, cell).items():
     if result[name] != json.loads(json.dumps(value)):
       raise ConfigError(
           f'{path} was made with other {name}; remove it, or choose another'
@@ -263,9 +146,9 @@ def read(sweep: SweepConfig) -> list[Result]:
   """Returns the results there are, in the order of the table."""
   found = []
   with contextlib.suppress(FileNotFoundError):
-    for name in sorted(os.listdir(sweep.folder)):
+    for name in sorted(os.listdir(sweep.results)):
       if name.endswith('.json'):
-        path = os.path.join(sweep.folder, name)
+        path = os.path.join(sweep.results, name)
         with open(path, encoding='utf-8') as file:
           found.append(json.load(file))
   rows, columns = list(sweep.fields), list(sweep.shown_columns)
@@ -297,7 +180,7 @@ def render(sweep: SweepConfig) -> str:
       lines.append(f'| {row} | ' + ' | '.join(texts) + ' |')
     parts.append('\n'.join(lines))
   for name in TASKS[sweep.task].figures(results):
-    parts.append(f'![{name}]({os.path.basename(sweep.folder)}/{name}.svg)')
+    parts.append(f'![{name}]({os.path.basename(sweep.results)}/{name}.svg)')
   parts.append(_provenance(results))
   return '\n\n'.join(parts)
 
@@ -307,17 +190,19 @@ def _provenance(results: Sequence[Result]) -> str:
     return ', '.join(sorted({r['machine'].get(name, '?') for r in results}))
 
   hours = sum(r['cpu_seconds'] for r in results) / 3600
+  stopped = sum(r['scores'].get('stopped') == 'time' for r in results)
+  note = f' {stopped} of them were stopped by train.max_seconds.'
   return (
       f'{len(results)} cells; {hours:.2f} CPU hours on {every("device")}'
       f' ({every("processor")}), jax {every("jax")}, Python {every("python")},'
-      f' commit {every("commit")}.'
+      f' commit {every("commit")}.' + (note if stopped else '')
   )
 
 
 def write_readme(sweep: SweepConfig) -> None:
   """Draws the figures, and puts the results into the README if it is ours."""
   for name, svg in TASKS[sweep.task].figures(read(sweep)).items():
-    path = os.path.join(sweep.folder, f'{name}.svg')
+    path = os.path.join(sweep.results, f'{name}.svg')
     with open(path, 'w', encoding='utf-8') as file:
       file.write(svg + '\n')
   with contextlib.suppress(FileNotFoundError):
@@ -336,47 +221,33 @@ def replaced(text: str, results: str) -> str:
   return f'{before}{BEGIN}\n{results}\n{END}{after}'
 
 
-def load(path: str, overrides: Sequence[tuple[str, str]] = ()) -> SweepConfig:
-  """Builds a sweep from an experiment file.
-
-  Args:
-    path: FILE, or FILE:ARGUMENT.
-    overrides: dotted field names and the texts of their values.
-
-  Raises:
-    ConfigError: something in them is wrong; for `base` and rows, too.
-  """
-  values = experiment.load(path)
-  experiment.override(values, overrides, SweepConfig)
-  sweep = config_lib.from_dict(values, SweepConfig)
-  for cell in cells(sweep):
-    config_lib.from_dict(settings(sweep, cell))
-  return sweep
-
-
 def main(args: Sequence[str]) -> int:
   """Runs the command; returns its exit code (see `hope_jax.main.main`)."""
-  rest, overrides = experiment.split(args)
-  files = [a.removeprefix('--config=') for a in rest if '--config=' in a]
-  unknown = [a for a in rest if a != '--render' and '--config=' not in a]
+  done, failed = True, ''
   try:
+    rest, overrides = experiment.split(args)
+    files = [a.removeprefix('--config=') for a in rest if '--config=' in a]
+    unknown = [a for a in rest if a != '--render' and '--config=' not in a]
     if len(files) != 1 or unknown:
       raise ConfigError(
           'wanted: --config=experiments/NAME.py [--config.x=y ...] [--render];'
           f' got {" ".join(args) or "nothing"}'
       )
     sweep = load(files[0], overrides)
-    done = '--render' in rest or run(sweep)
+    try:
+      done = '--render' in rest or run(sweep)
+    except FloatingPointError as error:
+      failed = str(error)
     write_readme(sweep)
     print(render(sweep))
   except (ConfigError, ValueError) as error:
     print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
     return 2
-  except FloatingPointError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 1
   except KeyboardInterrupt:
     done = False
+  if failed:
+    print(f'error: {failed}', file=sys.stderr)
+    return 1
   if not done:
     print('stopped; the same command goes on', file=sys.stderr)
     return 130

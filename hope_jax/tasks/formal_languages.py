@@ -201,14 +201,18 @@ def generate(
 ) -> Splits:
   """Makes the splits of a language.
 
-  Lengths are uniform among those the language has. No string is in two splits
-  or twice in one; but a language with one string a length repeats them in
-  'train', and its other splits hold each of their strings once. A split may
-  thus hold fewer strings than `counts` says.
+  Lengths are drawn uniformly among those the language has. No string is in two
+  splits or twice in one, so that 'train', which is drawn first, takes all short
+  strings there are: Bin0 of Dyck-1 begins at 14 symbols, that of Parity at 8. A
+  language with one string a length repeats them in 'train', and its other
+  splits hold each of their strings once, whether another split has it or not. A
+  split may thus hold fewer strings than `counts` says.
 
   Not specified by the papers: lengths count symbols for every language (the
-  published generator counts n for a^n b^n), and strings of a length are equally
-  likely (there: a grammar that prefers short strings).
+  published generator counts n for a^n b^n). Bits of Parity are fair, all Dyck
+  words of a length are equally likely (there: a grammar that prefers short
+  strings), Shuffle-2 riffles two Dyck words of binomial lengths, and reset
+  Dyck-1 draws its last part's length uniformly.
 
   Args:
     language: a key of `LANGUAGES`.
@@ -262,6 +266,10 @@ def _distinct(rng, language, sizes, count, seen) -> list[str]:
 def _example(
     symbols: Iterable[str], legal: Iterable[Iterable[str]]
 ) -> Example:
+  legal = list(legal)
+  for one in legal:
+    if isinstance(one, str) and len(one) > 1:
+      raise TypeError(f'a legal set is a set of symbols, not {one!r}')
   return Example(tuple(symbols), tuple(frozenset(s) for s in legal))
 
 
@@ -275,36 +283,52 @@ def read(folder: str) -> Splits:
   `NAME.src` holds a string a line, `NAME.tgt` its targets, one for each symbol,
   both separated by spaces. A target is the name of a legal set, such as '0' and
   '1' for Parity's odd and even prefixes; here the set with that one element.
-  A file without any space inside a line holds a character a symbol, or as many
-  characters a target as makes the two lines agree (the text files of the
-  generator that the benchmark comes from).
+  Where no line of the `.src` (`.tgt`) files has a space inside, they hold a
+  character a symbol (as many characters a target as makes the lines agree), as
+  the generator that the benchmark comes from writes them. Lines that are blank
+  in both files are left out.
+
+  The published code picks one target by a softmax; here each target is in the
+  set or not, so that a string counts only where the right one is in and all
+  others are out.
 
   Args:
     folder: where the six files are.
 
   Raises:
-    ValueError: a file is missing or empty, or lines do not fit together.
+    ValueError: a file is missing, empty or not UTF-8, or lines do not fit
+      together.
   """
+  files = {
+      (name, kind): _lines(os.path.join(folder, f'{name}.{kind}'))
+      for name in FILES.values()
+      for kind in ('src', 'tgt')
+  }
+  spaced = {
+      kind: any(
+          len(line.split()) > 1
+          for (_, k), lines in files.items() if k == kind
+          for line in lines
+      )
+      for kind in ('src', 'tgt')
+  }
   splits = {}
   for split, name in FILES.items():
-    sources, targets = (
-        _lines(os.path.join(folder, f'{name}.{kind}'))
-        for kind in ('src', 'tgt')
-    )
+    sources, targets = files[name, 'src'], files[name, 'tgt']
     if len(sources) != len(targets):
       raise ValueError(
           f'{name}.src and {name}.tgt in {folder!r} must have equally many'
           f' lines; got {len(sources)} and {len(targets)}'
       )
-    spaced = [
-        any(len(line.split()) > 1 for line in file)
-        for file in (sources, targets)
-    ]
     examples = []
     for number, (source, target) in enumerate(zip(sources, targets), 1):
-      symbols = source.split() if spaced[0] else list(source)
-      width = 1 if spaced[1] else max(len(target) // max(len(symbols), 1), 1)
-      labels = target.split() if spaced[1] else _cut(target, width)
+      if not (source or target):
+        continue
+      symbols = source.split() if spaced['src'] else list(source)
+      if spaced['tgt']:
+        labels = target.split()
+      else:
+        labels = _cut(target, max(len(target) // max(len(symbols), 1), 1))
       if len(symbols) != len(labels) or not symbols:
         raise ValueError(
             f'{name}.tgt line {number} in {folder!r} must have one target a'
@@ -317,9 +341,15 @@ def read(folder: str) -> Splits:
 
 def _lines(path: str) -> list[str]:
   if not os.path.isfile(path):
-    raise ValueError(f'the published data has a file {path!r}; it is not there')
-  with open(path, encoding='utf-8-sig') as file:
-    lines = [line.strip() for line in file.read().rstrip().split('\n')]
+    wanted = ', '.join(f'{name}.src, {name}.tgt' for name in FILES.values())
+    raise ValueError(
+        f'the published data has the files {wanted}; {path!r} is not there'
+    )
+  try:
+    with open(path, encoding='utf-8-sig') as file:
+      lines = [line.strip() for line in file.read().rstrip().split('\n')]
+  except UnicodeDecodeError as error:
+    raise ValueError(f'{path!r} must be UTF-8 text: {error}') from error
   if lines == ['']:
     raise ValueError(f'{path!r} must have strings; it is empty')
   return lines
@@ -350,10 +380,17 @@ def plug_in(place: str, seed: int) -> Splits:
   function = getattr(module, name, None)
   if function is None:
     raise ValueError(f'a language is FILE.py:FUNCTION; no {name!r} in {path!r}')
-  splits = {
-      split: [_example(*pair) for pair in pairs]
-      for split, pairs in function(seed).items()
-  }
+  made = function(seed)
+  try:
+    splits = {
+        split: [_example(*pair) for pair in pairs]
+        for split, pairs in made.items()
+    }
+  except (AttributeError, TypeError) as error:
+    raise ValueError(
+        f'{place} must return split -> (string, legal sets) pairs; got'
+        f' {type(made).__name__}: {error}'
+    ) from error
   if 'train' not in splits:
     raise ValueError(
         f"{place} must return a split 'train'; got {', '.join(splits)}"

@@ -15,6 +15,10 @@ Defaults are the protocol's base difficulty. Recall is asked for wherever a key
 comes again ('multi_query' of the published configurations), in training and in
 test.
 
+As published, but for: answers alone are asked for (there, recall trains on every
+next token), and the fuzzy task's test has keys of one to three tokens as its
+training (there, three), half of them old ones.
+
 Not specified by NL: compression. The protocol has an encoder whose last state
 alone is decoded, a position at a time; here the same causal model reads the
 tokens and the mark, and after it, from blanks alone, says them in order: all it

@@ -245,8 +245,8 @@ def _row(
       (name, _code(kind, rng)) for name in names for _ in range(kind.codes)
   ]
   asked = names[: kind.asked]
-  # The list has needles that are asked for at its start. Where a depth is given,
-  # one of them stands there, and the others after it.
+  # The list starts with what is asked for. Where a depth is given, one of these
+  # needles stands there, and the others after it.
   shares = rng.random(len(needles))
   if depth is not None:
     wanted = kind.asked * kind.codes

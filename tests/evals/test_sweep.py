@@ -5,13 +5,17 @@ import glob
 import json
 import os
 import pathlib
+import re
 import xml.etree.ElementTree
+import zlib
 
+import numpy as np
 import pytest
 
 from hope_jax import config as config_lib
 from hope_jax.config import ConfigError
-from hope_jax.evals import recall
+from hope_jax.data import tokenizer
+from hope_jax.evals import recall, sweep_config
 from hope_jax.evals import sweep as sweep_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -40,11 +44,11 @@ def small(tmp_path, monkeypatch):
         (r['row'], r['column']): str(r['scores']['score']) for r in results
     }}
 
-  task = sweep_lib.Task(run, tables, lambda results: {'plot': '<svg/>'})
-  monkeypatch.setitem(sweep_lib.TASKS, 'count', task)
+  task = sweep_config.Task(run, tables, lambda results: {'plot': '<svg/>'})
+  monkeypatch.setitem(sweep_config.TASKS, 'count', task)
   readme = tmp_path / 'README.md'
   readme.write_text(f'# Mine\n\n{sweep_lib.BEGIN}\n{sweep_lib.END}\nafter\n')
-  return calls, sweep_lib.SweepConfig(
+  return calls, sweep_config.SweepConfig(
       task='count', results=str(tmp_path / 'results'),
       rows=(
           {'name': 'B', 'model': {'architecture': 'lstm'}},
@@ -107,14 +111,57 @@ def test_tables_are_rendered_from_their_results(readme, monkeypatch):
   """
   monkeypatch.chdir(ROOT)
   name = os.path.basename(os.path.dirname(readme))
-  sweep = sweep_lib.load(f'experiments/{name}.py')
+  sweep = sweep_config.load(f'experiments/{name}.py')
   text = pathlib.Path(readme).read_text(encoding='utf-8')
+  assert text.count(sweep_lib.BEGIN) == text.count(sweep_lib.END) == 1
   assert text == sweep_lib.replaced(text, sweep_lib.render(sweep))
-  for figure, svg in sweep_lib.TASKS[sweep.task].figures(
+  for figure, svg in sweep_config.TASKS[sweep.task].figures(
       sweep_lib.read(sweep)
   ).items():
     path = pathlib.Path(sweep.results, f'{figure}.svg')
     assert path.read_text(encoding='utf-8') == svg + '\n'
+
+
+@pytest.mark.parametrize('readme', EXPERIMENTS, ids=os.path.dirname)
+def test_results_are_of_the_experiment_as_it_stands(readme, monkeypatch):
+  """If it fails, a table shows runs of other settings than the file's."""
+  monkeypatch.chdir(ROOT)
+  name = os.path.basename(os.path.dirname(readme))
+  sweep = sweep_config.load(f'experiments/{name}.py')
+  found = sweep_lib.read(sweep)
+  assert found
+  for result in found:
+    cell = sweep_config.Cell(result['row'], result['column'], result['seed'])
+    assert sweep_lib.is_done(sweep, cell)
+
+
+def test_a_cell_that_diverges_does_not_stop_the_others(
+    small, monkeypatch, capsys
+):
+  """If it fails, a sweep ends for good at the first loss that is no number."""
+  calls, sweep = small
+  calls += [None] * 3  # no Ctrl-C
+  run = sweep_config.TASKS['count'].run
+
+  def diverges(config, column, sweep):
+    if column == 'x' and config.model.architecture == 'lstm':
+      raise FloatingPointError('loss is nan at step 3')
+    return run(config, column, sweep)
+
+  task = sweep_config.TASKS['count']._replace(run=diverges)
+  monkeypatch.setitem(sweep_config.TASKS, 'count', task)
+  with pytest.raises(FloatingPointError, match='B, x, seed 7: loss is nan'):
+    sweep_lib.run(sweep)
+  assert len(sweep_lib.read(sweep)) == 3
+
+
+def test_rows_that_would_share_a_file_are_named():
+  """If it fails, one row's results are shown as another's."""
+  for names in (('A', 'A'), ('A (x)', 'A x')):
+    with pytest.raises(ConfigError, match='share the names of their files'):
+      sweep_config.SweepConfig(
+          task='mqar', results='r', rows=tuple({'name': n} for n in names)
+      )
 
 
 def test_a_readme_without_markers_is_left_alone():
@@ -124,7 +171,10 @@ def test_a_readme_without_markers_is_left_alone():
 
 def test_mistakes_are_named(capsys):
   """If it fails, a typing error costs a traceback, or an hour."""
-  path = str(ROOT / 'experiments' / 'formal_languages.py')
+  path, mqar, mad = (
+      str(ROOT / 'experiments' / f'{name}.py')
+      for name in ('formal_languages', 'mqar', 'mad')
+  )
   for args, complaint in (
       ([], 'wanted: --config='),
       ([f'--config={path}', '--workdir=x'], 'wanted: --config='),
@@ -132,7 +182,22 @@ def test_mistakes_are_named(capsys):
       ([f'--config={path}:tiny', '--config.base.model.dmi=3'], "'dim'"),
       ([f'--config={path}:tiny', '--config.base.model.heads=3'], 'heads'),
       ([f'--config={path}:tiny', '--config.data_dir=nowhere'], 'nowhere'),
-      ([f'--config={path}:tiny', '--config.columns=latin,'], "got 'latin'"),
+      ([f'--config={path}:tiny', '--config.columns=parity,latin'], "'latin'"),
+      ([f'--config={path}:tiny', '--config.counts.bin=3'], "'bin' is none of"),
+      ([f'--config={path}', '--config.lengths.bin4=3'], "'bin4' is none of"),
+      ([f'--config={path}', '--config.seeds', '--render'], 'needs a value'),
+      ([f'--config={mqar}', '--config.columns=4,four'], "'four' is none"),
+      ([f'--config={mad}', '--config.lengths.vocab=64'], 'is none of nothing'),
+      (
+          [f'--config={path}:tiny', '--config.counts.bin0=0',
+           '--config.counts.bin1=0'],
+          "'bin0' or 'bin1'",
+      ),
+      (
+          [f'--config={path}:tiny', '--config.lengths.bin0=(1, 1)',
+           '--config.counts.train=2', '--config.lengths.train=(1, 1)'],
+          "'bin0' of parity has no strings",
+      ),
   ):
     assert sweep_lib.main(args) == 2
     error = capsys.readouterr().err.splitlines()[-1]
@@ -198,7 +263,7 @@ def test_the_published_files_train(tmp_path, monkeypatch):
 def test_the_tiny_form_of_the_ablation(tmp_path):
   """If it fails, a row of Table 6 cannot be run."""
   path = str(ROOT / 'experiments' / 'ablation.py')
-  rows = [cell.row for cell in sweep_lib.cells(sweep_lib.load(path))]
+  rows = [cell.row for cell in sweep_config.cells(sweep_config.load(path))]
   assert len(rows) == 8 * 3
   assert sweep_lib.main([
       f'--config={path}:tiny', f'--config.results={tmp_path}/results',
@@ -221,7 +286,7 @@ def test_the_tiny_form_of_the_ablation(tmp_path):
 def test_the_tiny_forms_of_recall(tmp_path, name, row, column, figure):
   """If it fails, a task of recall cannot be trained, scored or drawn."""
   path = str(ROOT / 'experiments' / f'{name}.py')
-  assert list(sweep_lib.cells(sweep_lib.load(path)))
+  assert list(sweep_config.cells(sweep_config.load(path)))
   assert sweep_lib.main([
       f'--config={path}:tiny', f'--config.results={tmp_path}/results',
       f'--config.rows_run={row},', f"--config.columns_run=('{column}',)",
@@ -237,7 +302,8 @@ def test_the_tiny_forms_of_recall(tmp_path, name, row, column, figure):
 
 def test_needles_are_tested_by_length_with_as_many_bytes(monkeypatch):
   """If it fails, attention is tested beyond its window, or lengths unevenly."""
-  sweep = sweep_lib.load(str(ROOT / 'experiments' / 'needles.py') + ':tiny', [
+  path = str(ROOT / 'experiments' / 'needles.py')
+  sweep = sweep_config.load(f'{path}:tiny', [
       ('lengths.test', '256,512,1024'), ('counts.test', '3'),
   ])
   seen = {}
@@ -251,7 +317,7 @@ def test_needles_are_tested_by_length_with_as_many_bytes(monkeypatch):
       ('Hope', 512, (256, 512, 1024)), ('Transformer', 512, (256, 512)),
   ):
     seen.clear()
-    fields = sweep_lib.settings(sweep, sweep_lib.Cell(row, 's_niah_1', 0))
+    fields = sweep_config.settings(sweep, sweep_config.Cell(row, 's_niah_1', 0))
     fields['model']['attention_window'] = window
     recall.run_needles(config_lib.from_dict(fields), 's_niah_1', sweep)
     assert seen == {
@@ -259,6 +325,41 @@ def test_needles_are_tested_by_length_with_as_many_bytes(monkeypatch):
         for n in lengths
         for depth in (0.0, 1.0)
     }
+
+
+def test_needles_of_any_tokenizer_ask_a_question_of_their_own(monkeypatch):
+  """If it fails, bytes alone can be run, or a mean is over one question."""
+  sweep = sweep_config.load(
+      str(ROOT / 'experiments' / 'needles.py') + ':tiny'
+  )
+  cell = sweep_config.Cell('Hope', 's_niah_1', 0)
+  fields = sweep_config.settings(sweep, cell)
+  config = config_lib.from_dict(fields)
+  seen = {}
+
+  class Words:
+    """A token for each space or run of other characters."""
+
+    vocab_size = 1000
+
+    def encode(self, text):
+      parts = re.findall(rb' |[^ ]+', text)
+      ids = np.array([zlib.crc32(part) % 1000 for part in parts])
+      return tokenizer.Encoded(ids, np.array([len(part) for part in parts]))
+
+  def run(config, arrays, tests, vocab):
+    seen.update(tests=tests, vocab=vocab)
+    return {}
+
+  monkeypatch.setattr(recall, '_run', run)
+  recall.run_needles(config, 's_niah_1', sweep)
+  answers = [x['targets'][x['mask'] > 0].tobytes()
+             for x in seen['tests'].values()]
+  assert seen['vocab'] == 256 and len(set(answers)) == len(answers) == 4
+  monkeypatch.setattr(tokenizer, 'load_tokenizer', lambda data: Words())
+  recall.run_needles(config, 's_niah_1', sweep)
+  assert seen['vocab'] == 1000
+  assert all(x['tokens'].max() > 255 for x in seen['tests'].values())
 
 
 def test_the_needles_tables_keep_the_order_of_lengths():

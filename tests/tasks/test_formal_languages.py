@@ -209,6 +209,15 @@ def test_what_editors_leave_changes_nothing(tmp_path, separated):
     assert fl.read(write(tmp_path, worn)) == expected
   tabs = {k: v.replace(' ', '\t') for k, v in plain.items()}
   assert fl.read(write(tmp_path, tabs)) == expected
+  blank = {k: '\n' + v.replace('\n', '\n\n') for k, v in plain.items()}
+  assert fl.read(write(tmp_path, blank)) == expected
+
+
+def test_all_files_say_together_what_a_symbol_is(tmp_path):
+  """If it fails, a file of strings of one symbol is cut into characters."""
+  short = {'valid_50.src': 'ab\n', 'valid_50.tgt': '10\n'}
+  (example,) = fl.read(write(tmp_path, {**PUBLISHED, **short}))['bin0']
+  assert example == fl.Example(('ab',), (frozenset(('10',)),))
 
 
 @pytest.mark.parametrize(
@@ -217,6 +226,8 @@ def test_what_editors_leave_changes_nothing(tmp_path, separated):
         ({'valid_50.tgt': '1 1\n1\n'}, 'equally many lines; got 1 and 2'),
         ({'valid_50.tgt': '1 1 1\n'}, 'line 1 .* 3 targets for 2 symbols'),
         ({'test_50.src': '\n'}, 'must have strings'),
+        ({'valid_50.src': '0 0\n\n0\n', 'valid_50.tgt': '1 1\n1\n1\n'},
+         'line 2 .* 1 targets for 0 symbols'),
     ],
 )
 def test_files_that_do_not_fit_are_named(tmp_path, changes, complaint):
@@ -225,8 +236,12 @@ def test_files_that_do_not_fit_are_named(tmp_path, changes, complaint):
 
 
 def test_a_missing_file_is_named(tmp_path):
-  with pytest.raises(ValueError, match='train_50.src'):
+  with pytest.raises(ValueError, match="test_50.tgt; '.*train_50.src' is not"):
     fl.read(str(tmp_path))
+  folder = write(tmp_path, PUBLISHED)
+  (tmp_path / 'test_50.tgt').write_bytes(b'0 0 0 \xff\n')
+  with pytest.raises(ValueError, match='test_50.tgt.* must be UTF-8'):
+    fl.read(folder)
 
 
 PLUG_IN = '''
@@ -238,6 +253,12 @@ def lopsided(seed):
   return {'train': [('aa', [{'a'}])]}
 def untrained(seed):
   return {'bin0': []}
+def listed(seed):
+  return [('a', [{'a'}])]
+def unpaired(seed):
+  return {'train': ['aaa']}
+def spelled(seed):
+  return {'train': [('a', ['end'])]}
 '''
 
 
@@ -252,6 +273,9 @@ def test_a_language_from_outside(tmp_path):
       ('lopsided', 'one legal set a symbol'),
       ('untrained', "must return a split 'train'"),
       ('absent', "no 'absent'"),
+      ('listed', 'pairs; got list'),
+      ('unpaired', 'must return split -> .* pairs'),
+      ('spelled', "a set of symbols, not 'end'"),
   ):
     with pytest.raises(ValueError, match=complaint):
       fl.plug_in(f'{path}:{name}', 0)
