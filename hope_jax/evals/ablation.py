@@ -8,6 +8,7 @@ from typing import Any
 from hope_jax.config import Config, ConfigError
 from hope_jax.data import pipeline
 from hope_jax.evals import language
+from hope_jax.evals.results import Entries, Result, by_cell
 from hope_jax.models.factory import language_model
 from hope_jax.train import loop
 
@@ -63,15 +64,11 @@ def run(config: Config, column: str, sweep) -> dict[str, Any] | None:
   }
 
 
-def tables(results: list[dict]) -> dict[str, dict[tuple[str, str], str]]:
+def tables(results: list[Result]) -> dict[str, Entries]:
   """Perplexity with its spread over seeds."""
-  cells = {}
-  for result in results:
-    cells.setdefault((result['row'], result['column']), []).append(
-        result['scores']['perplexity']
-    )
 
-  def text(values):
+  def text(found):
+    values = [r['scores']['perplexity'] for r in found]
     mean = f'{statistics.fmean(values):.3f}'
     if len(values) > 1:
       mean += f' ± {statistics.stdev(values):.3f}'
@@ -79,11 +76,11 @@ def tables(results: list[dict]) -> dict[str, dict[tuple[str, str], str]]:
 
   return {
       'Held-out perplexity of a token ± standard deviation over seeds (their'
-      ' number)': {key: text(values) for key, values in cells.items()}
+      ' number)': {key: text(found) for key, found in by_cell(results).items()}
   }
 
 
-def figures(results: list[dict]) -> dict[str, str]:
+def figures(results: list[Result]) -> dict[str, str]:
   """None: the table says it."""
   del results
   return {}

@@ -10,6 +10,7 @@ import numpy as np
 from hope_jax import sharding
 from hope_jax.config import Config, ConfigError
 from hope_jax.evals import charts, labelling
+from hope_jax.evals.results import Entries, Result, by_cell
 from hope_jax.tasks import formal_languages as task
 from hope_jax.tasks.labelling import Encoded, encode
 
@@ -116,7 +117,7 @@ def eigenvalues(model, params, encoded: Encoded) -> dict[str, list[float]]:
   return found
 
 
-def _percent(results: Sequence[dict], name: str) -> str:
+def _percent(results: Sequence[Result], name: str) -> str:
   """The mean over seeds in percent, and the worst seed where they differ."""
   values = [100 * r['scores'][name] for r in results if name in r['scores']]
   if not values:
@@ -126,11 +127,9 @@ def _percent(results: Sequence[dict], name: str) -> str:
   return mean if spread < 0.05 else f'{mean} ({min(values):.1f})'
 
 
-def tables(results: list[dict]) -> dict[str, dict[tuple[str, str], str]]:
+def tables(results: list[Result]) -> dict[str, Entries]:
   """Accuracy in short and in long bins, and what it took."""
-  cells = {}
-  for result in results:
-    cells.setdefault((result['row'], result['column']), []).append(result)
+  cells = by_cell(results)
 
   def pair(a, b):
     return {
@@ -154,7 +153,7 @@ def tables(results: list[dict]) -> dict[str, dict[tuple[str, str], str]]:
   }
 
 
-def figures(results: list[dict]) -> dict[str, str]:
+def figures(results: list[Result]) -> dict[str, str]:
   """Accuracy by length on each language; the eigenvalues learned on Parity."""
   drawn = {}
   for column in dict.fromkeys(r['column'] for r in results):
@@ -182,7 +181,7 @@ def figures(results: list[dict]) -> dict[str, str]:
   return drawn
 
 
-def _eigenvalue_figure(results: list[dict]) -> dict[str, str]:
+def _eigenvalue_figure(results: list[Result]) -> dict[str, str]:
   lines = []
   found = [
       r for r in results

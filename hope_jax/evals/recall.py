@@ -10,6 +10,7 @@ from hope_jax import sharding
 from hope_jax.config import Config
 from hope_jax.data import tokenizer as tokenizer_lib
 from hope_jax.evals import charts, labelling
+from hope_jax.evals.results import Entries, Result, by_cell, slug
 from hope_jax.tasks import mad, mqar, needles
 from hope_jax.tasks.labelling import Arrays
 
@@ -115,14 +116,6 @@ def run_needles(config: Config, column: str, sweep) -> dict[str, Any] | None:
   return _run(config, arrays, tests, tokenizer.vocab_size)
 
 
-def _by_cell(results: list[dict]) -> dict[tuple[str, str], list[dict]]:
-  cells = {}
-  for result in results:
-    key = result['row'], result['column']
-    cells.setdefault(key, []).append(result['scores'])
-  return cells
-
-
 def _mean(values: list[float]) -> str:
   """Percent, with the standard deviation where there are several."""
   mean = f'{100 * statistics.fmean(values):.1f}'
@@ -131,15 +124,13 @@ def _mean(values: list[float]) -> str:
   )
 
 
-def tables(results: list[dict]) -> dict[str, dict[tuple[str, str], str]]:
+def tables(results: list[Result]) -> dict[str, Entries]:
   """Right answers, and rows with every answer right, over all tests."""
-  cells = _by_cell(results)
+  cells = by_cell(results)
 
   def table(kind):
-    return {
-        key: _mean([statistics.fmean(s[kind].values()) for s in found])
-        for key, found in cells.items()
-    }
+    share = lambda result: statistics.fmean(result['scores'][kind].values())
+    return {k: _mean([share(r) for r in found]) for k, found in cells.items()}
 
   return {
       'Right answers, %, mean ± deviation over seeds': table('answers'),
@@ -148,7 +139,7 @@ def tables(results: list[dict]) -> dict[str, dict[tuple[str, str], str]]:
   }
 
 
-def needle_tables(results: list[dict]) -> dict[str, dict[tuple[str, str], str]]:
+def needle_tables(results: list[Result]) -> dict[str, Entries]:
   """Right answers at each length, over all depths; a table for each task."""
   drawn = {}
   for column in dict.fromkeys(r['column'] for r in results):
@@ -157,26 +148,29 @@ def needle_tables(results: list[dict]) -> dict[str, dict[tuple[str, str], str]]:
         ('exact', 'answers that are right as a whole'),
     ):
       entries = {}
-      for (row, c), found in _by_cell(results).items():
-        if c == column:
-          entries[row, 'seeds'] = str(len(found))
-          for length in dict.fromkeys(n.split()[0] for n in found[0][kind]):
-            entries[row, f'{int(length):,}'] = _mean([
-                statistics.fmean(
-                    share
-                    for name, share in s[kind].items()
-                    if name.split()[0] == length
-                )
-                for s in found
-            ])
+      for (row, c), found in by_cell(results).items():
+        if c != column:
+          continue
+        shares = [r['scores'][kind] for r in found]
+        entries[row, 'seeds'] = str(len(found))
+        for length in dict.fromkeys(name.split()[0] for name in shares[0]):
+          entries[row, f'{int(length):,}'] = _mean([
+              statistics.fmean(
+                  share
+                  for name, share in seed.items()
+                  if name.split()[0] == length
+              )
+              for seed in shares
+          ])
       drawn[f'{column}, by length of the text in tokens: {title}, %'] = entries
   return drawn
 
 
-def mqar_figures(results: list[dict]) -> dict[str, str]:
+def mqar_figures(results: list[Result]) -> dict[str, str]:
   """Right answers by number of pairs, and by size of the recurrent state.
 
-  The second is without the Transformer, whose state is its window.
+  The second is of the numbers of pairs that all its rows have, and without the
+  Transformer, whose state is its window.
   """
 
   def mean(found):
@@ -193,50 +187,55 @@ def mqar_figures(results: list[dict]) -> dict[str, str]:
         charts.lines(title, lines, y_range=(0, 100), right=190, **axis)
     )
 
-  by_pairs, by_state = {}, {}
-  cells, widths = {}, {}
-  for r in results:
-    cells.setdefault((r['row'], int(r['column'])), []).append(r)
-    if r['settings']['model']['architecture'] != 'transformer':
-      kind = r['row'].rpartition(' ')[0]  # less the width
-      widths.setdefault((kind, r['scores']['state_bytes']), []).append(r)
-  for (row, pairs), found in cells.items():
-    by_pairs.setdefault(row, []).append((pairs, mean(found)))
-  for (kind, size), found in widths.items():
-    by_state.setdefault(kind, []).append((math.log2(size), mean(found)))
+  by_pairs, sizes, seen = {}, {}, {}
+  for (row, pairs), found in by_cell(results).items():
+    by_pairs.setdefault(row, []).append((int(pairs), mean(found)))
+    if found[0]['settings']['model']['architecture'] != 'transformer':
+      kind = row.rpartition(' ')[0]  # less the width
+      size = kind, found[0]['scores']['state_bytes']
+      sizes.setdefault(size, []).extend(found)
+      seen.setdefault(size, set()).add(pairs)
+  every = set.intersection(*seen.values()) if seen else set()
+  by_state = {}
+  for (kind, size), found in sizes.items():
+    found = [r for r in found if r['column'] in every]
+    if found:
+      point = math.log2(size), mean(found)
+      by_state.setdefault(kind, []).append(point)
   drawn = {}
   if by_pairs:
     drawn['pairs'] = chart(
         'MQAR: right answers, %', by_pairs, x_label='key-value pairs'
     )
   if by_state:
-    sizes = [math.log2(size) for _, size in widths]
-    first, last = math.ceil(min(sizes)), math.floor(max(sizes))
+    places = [math.log2(size) for _, size in sizes]
+    first, last = math.ceil(min(places)), math.floor(max(places))
+    pairs = ', '.join(sorted(every, key=int))
     drawn['state'] = chart(
-        'MQAR: right answers over all numbers of pairs, %', by_state,
+        f'MQAR: right answers, mean over {pairs} pairs, %', by_state,
         x_label='bytes of state of a sequence',
         x_ticks=[(x, f'{2**x:,}') for x in range(first, last + 1)],
     )
   return drawn
 
 
-def needle_figures(results: list[dict]) -> dict[str, str]:
+def needle_figures(results: list[Result]) -> dict[str, str]:
   """A heat map of right answers by length and depth, for each row and task."""
   drawn = {}
-  for (row, column), found in _by_cell(results).items():
-    names = list(found[0]['answers'])
+  for (row, column), found in by_cell(results).items():
+    answers = [r['scores']['answers'] for r in found]
+    names = list(answers[0])
     lengths, depths = (
         list(dict.fromkeys(name.split()[i] for name in names)) for i in (0, 1)
     )
     values = [
         [
-            statistics.fmean(s['answers'][f'{length} {depth}'] for s in found)
+            statistics.fmean(seed[f'{length} {depth}'] for seed in answers)
             for length in lengths
         ]
         for depth in depths
     ]
-    name = f'{column} {row}'.lower().replace(' ', '_')
-    drawn[name] = charts.document(charts.heat_map(
+    drawn[slug(f'{column} {row}')] = charts.document(charts.heat_map(
         f'{row}, {column}: right answers, %', values,
         x_names=[charts.shorten(int(x)) for x in lengths], x_label='length',
         y_names=depths, y_label='depth',

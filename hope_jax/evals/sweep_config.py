@@ -3,17 +3,15 @@
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import os
-import re
 from typing import Any, NamedTuple
 
 from hope_jax import config as config_lib
 from hope_jax import experiment
 from hope_jax.config import Config, ConfigError
 from hope_jax.evals import ablation, formal_languages, recall
+from hope_jax.evals.results import Entries, Result, slug
 from hope_jax.tasks import formal_languages as languages
 from hope_jax.tasks import mad, needles
-
-Result = dict[str, Any]
 
 
 class Task(NamedTuple):
@@ -24,7 +22,7 @@ class Task(NamedTuple):
   run: Callable[[Config, str, 'SweepConfig'], dict[str, Any] | None]
   # Results of the experiment -> title of a table -> (row, column) -> text; its
   # columns are those of the sweep, or all others in the order of the entries.
-  tables: Callable[[list[Result]], dict[str, dict[tuple[str, str], str]]]
+  tables: Callable[[list[Result]], dict[str, Entries]]
   # Results -> name of a figure -> SVG.
   figures: Callable[[list[Result]], dict[str, str]]
   # What `SweepConfig.counts` and `lengths` may name, and a column be; '#' is a
@@ -89,7 +87,7 @@ class SweepConfig:
       raise ConfigError(f"SweepConfig.rows need a 'name' each; got {self.rows}")
     names = [row['name'] for row in self.rows]
     for field, given in (('rows', names), ('columns', self.shown_columns)):
-      if len({_slug(name) for name in given}) < len(given):
+      if len({slug(name) for name in given}) < len(given):
         raise ConfigError(
             f'SweepConfig.{field} share the names of their files; got'
             f' {", ".join(given)}'
@@ -143,10 +141,6 @@ def _one_of(
     raise ConfigError(f'SweepConfig.{field}: {name!r} is none of {wanted}')
 
 
-def _slug(text: str) -> str:
-  return re.sub(r'[^a-z0-9]+', '_', text.lower()).strip('_')
-
-
 class Cell(NamedTuple):
   """One number of the table, for one seed."""
 
@@ -156,7 +150,7 @@ class Cell(NamedTuple):
 
   def path(self, sweep: SweepConfig) -> str:
     """Where its result is kept."""
-    name = _slug(f'{self.row} {self.column} {self.seed}')
+    name = slug(f'{self.row} {self.column} {self.seed}')
     return os.path.join(sweep.results, f'{name}.json')
 
 
@@ -203,7 +197,7 @@ def load(path: str, overrides: Sequence[tuple[str, str]] = ()) -> SweepConfig:
   elsewhere = sweep.data_dir or sweep.language
   if elsewhere and 'results' not in dict(overrides):
     # Not among the experiment's own.
-    folder = f'runs/{_slug(elsewhere) or "here"}'
+    folder = f'runs/{slug(elsewhere) or "here"}'
     sweep = dataclasses.replace(sweep, results=folder)
   for cell in cells(sweep):
     config_lib.from_dict(settings(sweep, cell))

@@ -15,9 +15,9 @@ Defaults are the protocol's base difficulty. Recall is asked for wherever a key
 comes again ('multi_query' of the published configurations), in training and in
 test.
 
-As published, but for: answers alone are asked for (there, recall trains on every
-next token), and the fuzzy task's test has keys of one to three tokens as its
-training (there, three), half of them old ones.
+As published, but for this: answers alone are asked for (there, recall trains on
+every next token), and in the fuzzy task's test, as in its training, keys have
+one to three tokens (there, three), half of them old ones.
 
 Not specified by NL: compression. The protocol has an encoder whose last state
 alone is decoded, a position at a time; here the same causal model reads the
