@@ -16,35 +16,9 @@ from hope_jax.models.blocks import settle
 from hope_jax.models.mixers import titans_options
 from hope_jax.nested import titans
 from hope_jax.nested.dgd import unit
+from tests.nested.titans_cases import F, H, make_params, make_streams
 
-B, T, H, K, F = 1, 11, 2, 4, 6
-
-
-def make(mlp, seed=0):
-  rng = np.random.default_rng(seed)
-
-  def memory(width, hidden):
-    if mlp:
-      return {
-          'w_in': rng.normal(size=(H, K, hidden)),
-          'w_out': 0.7 * rng.normal(size=(H, hidden, width)),
-      }
-    return {'w': 0.4 * rng.normal(size=(H, K, width))}
-
-  params = {
-      'memories': {
-          n: memory(*w)
-          for n, w in dict(
-              memory=(K, F), k=(K, 5), v=(K, 5), eta=(1, 3), alpha=(1, 3)
-          ).items()
-      },
-      'w_q': rng.normal(size=(H, K, K)),
-      'bias_eta': rng.normal(size=H),
-      'bias_alpha': rng.normal(size=H) + 2,
-      'w_mu': rng.normal(size=(H, K)),
-      'bias_mu': rng.normal(size=H),
-  }
-  return params, titans.Streams(*rng.normal(size=(3, B, T, H, K)))
+T = 11
 
 
 def read(w, z):
@@ -111,7 +85,7 @@ def test_it_is_gradient_descent_on_the_published_loss(
       architecture=architecture,
       titans=TitansConfig(chunk=chunk, projection_chunk=chunk, **form),
   )).titans
-  params, x = make(config.memory == 'mlp')
+  params, x = make_params(config.memory), make_streams(T, batch=1)
   options = titans_options(config, 'float32')
   assert options.layers == 'none' and not options.adaptive
   layer = jax.jit(functools.partial(titans.layer, options=options))
