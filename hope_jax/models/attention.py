@@ -89,6 +89,9 @@ def attend(
 class Attention(nn.Module):
   """Attends to the last `attention_window` tokens of the same document.
 
+  Each head's queries and keys get an RMS norm, which Transformer++ has not, and
+  rotary positions.
+
   The window is part of the model and not of a call, so that a text fed in
   pieces gives what it gives whole. Its state is a cache of that many keys and
   values.
