@@ -202,7 +202,8 @@ class ModelConfig:
   # The mixer of a block. hope: self-modifying Titans, hope_attention: softmax
   # attention; a CMS follows these two, and one SwiGLU MLP all others.
   # transformer: softmax attention (Transformer++ with a norm of queries and
-  # keys; a sliding window by attention_window). titans, ttt: settings of `titans`, see models/blocks.py.
+  # keys; a sliding window by attention_window). titans, ttt: settings of
+  # `titans`, see models/blocks.py.
   # linear_attention, retnet, deltanet, gated_deltanet: nested/linear_memory.py.
   architecture: Literal[
       'hope', 'hope_attention', 'transformer', 'titans', 'ttt',
