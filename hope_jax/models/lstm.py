@@ -14,7 +14,8 @@ class Lstm(nn.Module):
   """c_t = f c_{t-1} + i tanh(g), h_t = o tanh(c_t), width D.
 
   The gates [i, f, g, o] are x W + h_{t-1} U + b, with f's bias 1 at
-  initialisation. Serial in time, in float32.
+  initialisation. Serial in time, in float32. It is the cell of Flax, for which
+  documents that start inside a row and padding between them have no place.
   """
 
   config: ModelConfig
