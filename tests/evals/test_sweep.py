@@ -204,6 +204,28 @@ def test_mistakes_are_named(capsys):
     assert error.startswith('error: ') and complaint in error
 
 
+@pytest.mark.parametrize(
+    ('name', 'row', 'complaint'),
+    [
+        ('mqar', 'DeltaNet 32', 'before anything was measured'),
+        ('ablation', 'Hope', 'compares runs of equal length'),
+    ],
+)
+def test_a_run_without_time_is_no_result(
+    tmp_path, capsys, name, row, complaint
+):
+  """If it fails, what a slow machine made of a cell is shown as the cell."""
+  path = str(ROOT / 'experiments' / f'{name}.py')
+  assert sweep_lib.main([
+      f'--config={path}:tiny', f'--config.results={tmp_path}/results',
+      f'--config.rows_run={row},', '--config.base.train.steps=9',
+      '--config.base.train.log_every=5',
+      '--config.base.train.max_seconds=0.001',
+  ]) == 2
+  assert complaint in capsys.readouterr().err
+  assert not glob.glob(f'{tmp_path}/results/*.json')
+
+
 LANGUAGE = '''
 def ones(seed):
   """1*, a language of one symbol whose strings may end anywhere."""
