@@ -5,18 +5,12 @@ import glob
 import json
 import os
 import pathlib
-import re
-import xml.etree.ElementTree
-import zlib
 
-import numpy as np
 import pytest
 
-from hope_jax import config as config_lib
 from hope_jax.config import ConfigError
-from hope_jax.data import tokenizer
-from hope_jax.evals import recall, sweep_config
 from hope_jax.evals import sweep as sweep_lib
+from hope_jax.evals import sweep_config
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Those of a sweep; experiments/optimizers has a report of its own.
@@ -295,109 +289,3 @@ def test_the_tiny_form_of_the_ablation(tmp_path):
   result = json.loads(file.read_text())
   assert 1 < result['scores']['perplexity'] < 512
   assert result['settings']['model']['titans']['dgd'] is False
-
-
-@pytest.mark.parametrize(
-    ('name', 'row', 'column', 'figure'),
-    [
-        ('mad', 'DeltaNet', 'memorization', None),
-        ('mqar', 'DeltaNet 32', '4', 'state'),
-        ('needles', 'Transformer', 's_niah_1', 's_niah_1_transformer'),
-    ],
-)
-def test_the_tiny_forms_of_recall(tmp_path, name, row, column, figure):
-  """If it fails, a task of recall cannot be trained, scored or drawn."""
-  path = str(ROOT / 'experiments' / f'{name}.py')
-  assert list(sweep_config.cells(sweep_config.load(path)))
-  assert sweep_lib.main([
-      f'--config={path}:tiny', f'--config.results={tmp_path}/results',
-      f'--config.rows_run={row},', f"--config.columns_run=('{column}',)",
-  ]) == 0
-  (file,) = (tmp_path / 'results').glob('*.json')
-  scores = json.loads(file.read_text())['scores']
-  assert all(0 <= x <= 1 for x in scores['answers'].values())
-  assert scores['state_bytes'] > 0 and scores['parameters'] > 0
-  if figure:
-    svg = (tmp_path / 'results' / f'{figure}.svg').read_text()
-    xml.etree.ElementTree.fromstring(svg)
-
-
-def test_needles_are_tested_by_length_with_as_many_bytes(monkeypatch):
-  """If it fails, attention is tested beyond its window, or lengths unevenly."""
-  path = str(ROOT / 'experiments' / 'needles.py')
-  sweep = sweep_config.load(f'{path}:tiny', [
-      ('lengths.test', '256,512,1024'), ('counts.test', '3'),
-  ])
-  seen = {}
-
-  def run(config, arrays, tests, vocab):
-    seen.update({name: x['tokens'].shape for name, x in tests.items()})
-    return {}
-
-  monkeypatch.setattr(recall, '_run', run)
-  for row, window, lengths in (
-      ('Hope', 512, (256, 512, 1024)), ('Transformer', 512, (256, 512)),
-  ):
-    seen.clear()
-    fields = sweep_config.settings(sweep, sweep_config.Cell(row, 's_niah_1', 0))
-    fields['model']['attention_window'] = window
-    recall.run_needles(config_lib.from_dict(fields), 's_niah_1', sweep)
-    assert seen == {
-        f'{n} {depth}': (max(1, 3 * 256 // n), n)
-        for n in lengths
-        for depth in (0.0, 1.0)
-    }
-
-
-def test_needles_of_any_tokenizer_ask_a_question_of_their_own(monkeypatch):
-  """If it fails, bytes alone can be run, or a mean is over one question."""
-  sweep = sweep_config.load(
-      str(ROOT / 'experiments' / 'needles.py') + ':tiny'
-  )
-  cell = sweep_config.Cell('Hope', 's_niah_1', 0)
-  fields = sweep_config.settings(sweep, cell)
-  config = config_lib.from_dict(fields)
-  seen = {}
-
-  class Words:
-    """A token for each space or run of other characters."""
-
-    vocab_size = 1000
-
-    def encode(self, text):
-      parts = re.findall(rb' |[^ ]+', text)
-      ids = np.array([zlib.crc32(part) % 1000 for part in parts])
-      return tokenizer.Encoded(ids, np.array([len(part) for part in parts]))
-
-  def run(config, arrays, tests, vocab):
-    seen.update(tests=tests, vocab=vocab)
-    return {}
-
-  monkeypatch.setattr(recall, '_run', run)
-  recall.run_needles(config, 's_niah_1', sweep)
-  answers = [x['targets'][x['mask'] > 0].tobytes()
-             for x in seen['tests'].values()]
-  assert seen['vocab'] == 256 and len(set(answers)) == len(answers) == 4
-  monkeypatch.setattr(tokenizer, 'load_tokenizer', lambda data: Words())
-  recall.run_needles(config, 's_niah_1', sweep)
-  assert seen['vocab'] == 1000
-  assert all(x['tokens'].max() > 255 for x in seen['tests'].values())
-
-
-def test_the_needles_tables_keep_the_order_of_lengths():
-  """If it fails, columns are mixed up where rows have different lengths."""
-  results = [
-      {
-          'row': row, 'column': 's_niah_1', 'seed': 0,
-          'scores': {
-              kind: {f'{n} {d}': share * d for n in lengths for d in (0, 1)}
-              for kind, share in (('answers', 1.0), ('exact', 0.5))
-          },
-      }
-      for row, lengths in (('A', (8, 16)), ('B', (8, 16, 32)))
-  ]
-  bytes_right, whole = recall.needle_tables(results).values()
-  assert list(dict.fromkeys(c for _, c in bytes_right)) == [
-      'seeds', '8', '16', '32'
-  ]
-  assert bytes_right['B', '32'] == '50.0' and whole['A', '8'] == '25.0'
