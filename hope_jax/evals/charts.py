@@ -21,7 +21,7 @@ _STYLE = (
     ' .grid { stroke: #8a939b; stroke-opacity: .3; }'
     ' .reference { stroke: #8a939b; stroke-dasharray: 2 4; }'
     ' .line { fill: none; stroke-width: 2.25; }'
-    ' .error { stroke-width: 1.5; }'
+    ' .error { stroke-width: 1.5; } .value.on { fill: #fff; }'
     + ''.join(
         f' .s{i} {{ fill: {c}; }} .line.s{i}, .error.s{i}'
         f' {{ fill: none; stroke: {c}; }}'
@@ -183,9 +183,10 @@ def heat_map(
       parts.append(
           f'<rect class="heat s0" x="{x + 1:.1f}" y="{y + 1}"'
           f' width="{column - 2:.1f}" height="{row - 2}"'
-          f' fill-opacity="{0.08 + 0.72 * share:.3f}"/>'
+          f' fill-opacity="{0.08 + 0.92 * share:.3f}"/>'
           + _text(
-              x + column / 2, y + 21, f'{100 * share:.0f}', 'value', 'middle'
+              x + column / 2, y + 21, f'{100 * share:.0f}',
+              'value on' if share > 0.5 else 'value', 'middle',
           )
       )
   bottom = top + len(y_names) * row
