@@ -187,21 +187,19 @@ def mqar_figures(results: list[Result]) -> dict[str, str]:
         charts.lines(title, lines, y_range=(0, 100), right=190, **axis)
     )
 
-  by_pairs, sizes, seen = {}, {}, {}
+  by_pairs, sizes = {}, {}
   for (row, pairs), found in by_cell(results).items():
     by_pairs.setdefault(row, []).append((int(pairs), mean(found)))
     if found[0]['settings']['model']['architecture'] != 'transformer':
       kind = row.rpartition(' ')[0]  # less the width
       size = kind, found[0]['scores']['state_bytes']
-      sizes.setdefault(size, []).extend(found)
-      seen.setdefault(size, set()).add(pairs)
-  every = set.intersection(*seen.values()) if seen else set()
+      sizes.setdefault(size, {})[pairs] = mean(found)
+  every = set.intersection(*map(set, sizes.values())) if sizes else set()
   by_state = {}
   for (kind, size), found in sizes.items():
-    found = [r for r in found if r['column'] in every]
-    if found:
-      point = math.log2(size), mean(found)
-      by_state.setdefault(kind, []).append(point)
+    if every:
+      share = statistics.fmean(found[pairs] for pairs in every)
+      by_state.setdefault(kind, []).append((math.log2(size), share))
   drawn = {}
   if by_pairs:
     drawn['pairs'] = chart(
