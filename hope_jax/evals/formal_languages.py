@@ -24,22 +24,24 @@ def splits(column: str, sweep, seed: int) -> task.Splits:
     ConfigError: there are none, or none to train on, or none that say when
       training ends.
   """
-  counts = {k: n for k, n in (task.COUNTS | sweep.counts).items() if n}
   try:
     if sweep.data_dir:
       made = task.read(sweep.data_dir)
     elif sweep.language:
       made = task.plug_in(sweep.language, seed)
     else:
+      counts = task.COUNTS | sweep.counts
       made = task.generate(
-          column, seed, lengths=task.LENGTHS | sweep.lengths, counts=counts
+          column, seed, lengths=task.LENGTHS | sweep.lengths,
+          counts={split: n for split, n in counts.items() if n},
       )
   except ValueError as error:
     raise ConfigError(str(error)) from error
-  known = ('train', *BINS)
   for name, examples in made.items():
-    if name not in known:
-      raise ConfigError(f'a split is one of {", ".join(known)}; got {name!r}')
+    if name not in task.COUNTS:
+      raise ConfigError(
+          f'a split is one of {", ".join(task.COUNTS)}; got {name!r}'
+      )
     if not examples:
       raise ConfigError(f'the split {name!r} of {column} has no strings')
   if 'train' not in made or not made.keys() & set(BINS[:2]):
@@ -155,16 +157,12 @@ def tables(results: list[Result]) -> dict[str, Entries]:
 
 def figures(results: list[Result]) -> dict[str, str]:
   """Accuracy by length on each language; the eigenvalues learned on Parity."""
-  drawn = {}
-  for column in dict.fromkeys(r['column'] for r in results):
+  drawn, by_column = {}, {}
+  for (row, column), found in by_cell(results).items():
+    by_column.setdefault(column, {})[row] = [r['scores'] for r in found]
+  for column, rows in by_column.items():
     lines = []
-    rows = dict.fromkeys(r['row'] for r in results if r['column'] == column)
-    for i, row in enumerate(rows):
-      found = [
-          r['scores']
-          for r in results
-          if (r['row'], r['column']) == (row, column)
-      ]
+    for i, (row, found) in enumerate(rows.items()):
       points = [
           (x, 100 * statistics.fmean(s[name] for s in found))
           for x, name in enumerate(BINS)
@@ -187,8 +185,8 @@ def _eigenvalue_figure(results: list[Result]) -> dict[str, str]:
       r for r in results
       if r['column'] == 'parity' and 'eigenvalues' in r['scores']
   ]
-  for i, row in enumerate(dict.fromkeys(r['row'] for r in found)):
-    for j, result in enumerate(r for r in found if r['row'] == row):
+  for i, ((row, _), seeds) in enumerate(by_cell(found).items()):
+    for j, result in enumerate(seeds):
       pairs = sorted(result['scores']['eigenvalues'].items())
       points = [(x, min(layers)) for x, (_, layers) in enumerate(pairs)]
       name = row if j == 0 else ''

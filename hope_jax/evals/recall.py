@@ -141,14 +141,14 @@ def tables(results: list[Result]) -> dict[str, Entries]:
 
 def needle_tables(results: list[Result]) -> dict[str, Entries]:
   """Right answers at each length, over all depths; a table for each task."""
-  drawn = {}
-  for column in dict.fromkeys(r['column'] for r in results):
+  drawn, cells = {}, by_cell(results)
+  for column in dict.fromkeys(column for _, column in cells):
     for kind, title in (
         ('answers', 'tokens of the answer that are right'),
         ('exact', 'answers that are right as a whole'),
     ):
       entries = {}
-      for (row, c), found in by_cell(results).items():
+      for (row, c), found in cells.items():
         if c != column:
           continue
         shares = [r['scores'][kind] for r in found]
@@ -196,10 +196,9 @@ def mqar_figures(results: list[Result]) -> dict[str, str]:
       sizes.setdefault(size, {})[pairs] = mean(found)
   every = set.intersection(*map(set, sizes.values())) if sizes else set()
   by_state = {}
-  for (kind, size), found in sizes.items():
-    if every:
-      share = statistics.fmean(found[pairs] for pairs in every)
-      by_state.setdefault(kind, []).append((math.log2(size), share))
+  for (kind, size), found in sizes.items() if every else ():
+    share = statistics.fmean(found[pairs] for pairs in every)
+    by_state.setdefault(kind, []).append((math.log2(size), share))
   drawn = {}
   if by_pairs:
     drawn['pairs'] = chart(

@@ -26,10 +26,10 @@ class Task(NamedTuple):
   # Results -> name of a figure -> SVG.
   figures: Callable[[list[Result]], dict[str, str]]
   # What `SweepConfig.counts` and `lengths` may name, and a column be; '#' is a
-  # number, and nothing is anything.
+  # number, '*' is anything.
   counts: Sequence[str] = ()
   lengths: Sequence[str] = ()
-  columns: Sequence[str] = ()
+  columns: Sequence[str] = ('*',)
 
 
 TASKS = {
@@ -99,7 +99,7 @@ class SweepConfig:
         ('columns', () if elsewhere else self.columns, task.columns),
     ):
       for name in given:
-        _one_of(field, name, known, anything=field == 'columns' and not known)
+        _one_of(field, name, known)
     for field, wanted, known in (
         ('rows_run', self.rows_run, names),
         ('columns_run', self.columns_run, self.shown_columns),
@@ -132,11 +132,9 @@ class SweepConfig:
     return os.path.join(os.path.dirname(self.results), 'README.md')
 
 
-def _one_of(
-    field: str, name: str, known: Sequence[str], *, anything: bool = False
-) -> None:
+def _one_of(field: str, name: str, known: Sequence[str]) -> None:
   number = '#' in known and name.isdigit() and int(name) > 0
-  if not (anything or number or name in known):
+  if not (number or name in known or '*' in known):
     wanted = ', '.join(known).replace('#', 'a number') or 'nothing'
     raise ConfigError(f'SweepConfig.{field}: {name!r} is none of {wanted}')
 

@@ -299,33 +299,28 @@ def read(folder: str) -> Splits:
     ValueError: a file is missing, empty or not UTF-8, or lines do not fit
       together.
   """
-  files = {
-      (name, kind): _lines(os.path.join(folder, f'{name}.{kind}'))
-      for name in FILES.values()
+  sources, targets = (
+      {s: _lines(os.path.join(folder, f'{n}.{kind}')) for s, n in FILES.items()}
       for kind in ('src', 'tgt')
-  }
-  spaced = {
-      kind: any(
-          len(line.split()) > 1
-          for (_, k), lines in files.items() if k == kind
-          for line in lines
-      )
-      for kind in ('src', 'tgt')
-  }
+  )
+  spaced_sources, spaced_targets = (
+      any(len(line.split()) > 1 for lines in files.values() for line in lines)
+      for files in (sources, targets)
+  )
   splits = {}
   for split, name in FILES.items():
-    sources, targets = files[name, 'src'], files[name, 'tgt']
-    if len(sources) != len(targets):
+    if len(sources[split]) != len(targets[split]):
       raise ValueError(
           f'{name}.src and {name}.tgt in {folder!r} must have equally many'
-          f' lines; got {len(sources)} and {len(targets)}'
+          f' lines; got {len(sources[split])} and {len(targets[split])}'
       )
     examples = []
-    for number, (source, target) in enumerate(zip(sources, targets), 1):
+    lines = zip(sources[split], targets[split])
+    for number, (source, target) in enumerate(lines, 1):
       if not (source or target):
         continue
-      symbols = source.split() if spaced['src'] else list(source)
-      if spaced['tgt']:
+      symbols = source.split() if spaced_sources else list(source)
+      if spaced_targets:
         labels = target.split()
       else:
         labels = _cut(target, max(len(target) // max(len(symbols), 1), 1))

@@ -18,7 +18,7 @@ def test_a_heat_map_has_a_square_a_number():
   name = '{http://www.w3.org/2000/svg}'
   squares = root.findall(f'{name}rect')
   texts = root.findall(f'{name}text')
-  shown = [t.text for t in texts if 'value' in t.get('class')]
+  shown = [t.text for t in texts if 'value' in t.get('class').split()]
   assert shown == ['0', '50', '100', '25', '75', '10']
   assert len(squares) == 6
   shades = [float(s.get('fill-opacity')) for s in squares]

@@ -129,21 +129,20 @@ def test_results_are_of_the_experiment_as_it_stands(readme, monkeypatch):
     assert sweep_lib.is_done(sweep, cell)
 
 
-def test_a_cell_that_diverges_does_not_stop_the_others(
-    small, monkeypatch, capsys
-):
+def test_a_cell_that_diverges_does_not_stop_the_others(small, monkeypatch):
   """If it fails, a sweep ends for good at the first loss that is no number."""
   calls, sweep = small
   calls += [None] * 3  # no Ctrl-C
-  run = sweep_config.TASKS['count'].run
+  task = sweep_config.TASKS['count']
 
   def diverges(config, column, sweep):
     if column == 'x' and config.model.architecture == 'lstm':
       raise FloatingPointError('loss is nan at step 3')
-    return run(config, column, sweep)
+    return task.run(config, column, sweep)
 
-  task = sweep_config.TASKS['count']._replace(run=diverges)
-  monkeypatch.setitem(sweep_config.TASKS, 'count', task)
+  monkeypatch.setitem(
+      sweep_config.TASKS, 'count', task._replace(run=diverges)
+  )
   with pytest.raises(FloatingPointError, match='B, x, seed 7: loss is nan'):
     sweep_lib.run(sweep)
   assert len(sweep_lib.read(sweep)) == 3
