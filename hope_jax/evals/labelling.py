@@ -98,7 +98,8 @@ def state_bytes(model: Any, params: PyTree) -> int:
 @functools.partial(jax.jit, static_argnames='model')
 def _counts(model, params, batch):
   logits, _ = model.apply(
-      {'params': params}, batch['tokens'], segment_ids=batch.get('segment_ids')
+      {'params': params}, batch['tokens'],
+      segment_ids=batch.get('segment_ids'), places=batch.get('places'),
   )
   asked = batch['mask'] > 0
   answered = labelling.right(logits, batch['targets'])

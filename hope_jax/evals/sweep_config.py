@@ -62,9 +62,11 @@ class SweepConfig:
   task: str
   # Where the cells go; the README whose tables are made of them is beside it.
   results: str
-  # The rows in order: 'name', and fields of `Config` on top of `base`.
+  # The rows in order: 'name', and fields of `Config` on top of `base` and, for
+  # a column that wants others, of `by_column`.
   rows: tuple[dict, ...]
   base: dict = dataclasses.field(default_factory=dict)
+  by_column: dict = dataclasses.field(default_factory=dict)
   columns: tuple[str, ...] = ()
   seeds: tuple[int, ...] = (0, 1, 2)
   # The rows and columns to run; empty: all. All that have results are shown.
@@ -97,6 +99,7 @@ class SweepConfig:
         ('counts', self.counts, task.counts),
         ('lengths', self.lengths, task.lengths),
         ('columns', () if elsewhere else self.columns, task.columns),
+        ('by_column', self.by_column, task.columns),
     ):
       for name in given:
         _one_of(field, name, known)
@@ -163,7 +166,7 @@ def cells(sweep: SweepConfig) -> Iterator[Cell]:
 def settings(sweep: SweepConfig, cell: Cell) -> dict[str, Any]:
   """Returns the fields of `Config` that the experiment sets for a cell."""
   parts = [
-      sweep.base, sweep.fields[cell.row],
+      sweep.base, sweep.by_column.get(cell.column, {}), sweep.fields[cell.row],
       {'train': {'seed': cell.seed}, 'data': {'seed': cell.seed}},
   ]
   merged = {}

@@ -44,8 +44,8 @@ def make_loss_fn(model: Any) -> LossFn:
   def loss_fn(params, batch, rng):
     (logits, _), extra = model.apply(
         {'params': params}, batch['tokens'],
-        segment_ids=batch.get('segment_ids'), rngs={'dropout': rng},
-        mutable=['diagnostics'],
+        segment_ids=batch.get('segment_ids'), places=batch.get('places'),
+        rngs={'dropout': rng}, mutable=['diagnostics'],
     )
     losses = position_losses(logits, batch['targets'])
     diagnostics = by_name(extra.get('diagnostics', {}))

@@ -104,12 +104,48 @@ def test_texts_of_a_row_do_not_see_each_other():
   assert loss(1, segment_ids=None) != loss(7, segment_ids=None)
 
 
+@pytest.mark.parametrize('sets', [False, True])
+def test_answers_at_places_are_those_of_whole_rows(sets):
+  """If it fails, a model is trained at positions that nobody asked for."""
+  model = language_model(ModelConfig(
+      architecture='linear_attention', vocab_size=8, dim=16, heads=2, layers=1,
+      remat='none',
+  ))
+  rng = np.random.default_rng(0)
+  mask = np.zeros((4, 9), np.float32)
+  for row, asked in enumerate(([1, 8], [0, 3, 4], [], [5])):
+    mask[row, asked] = 1
+  shape = (4, 9, 5) if sets else (4, 9)
+  whole = {
+      'tokens': rng.integers(0, 8, (4, 9)).astype(np.int32),
+      'targets': rng.integers(0, 2 if sets else 8, shape).astype(
+          np.float32 if sets else np.int32
+      ),
+      'mask': mask,
+      'segment_ids': np.array([[1] * 4 + [2] * 5] * 4, np.int32),
+  }
+  kept = labelling.at_places(whole)
+  assert kept['places'].shape == kept['mask'].shape == (4, 3)
+  assert kept['targets'].shape == (4, 3, *shape[2:])
+  key = jax.random.key(0)
+  params = model.init(key, whole['tokens'])['params']
+  loss = jax.value_and_grad(train.make_loss_fn(model), has_aux=True)
+  (have, _), grads = loss(params, kept, key)
+  (want, _), expected = loss(params, whole, key)
+  np.testing.assert_allclose(have, want, rtol=1e-6)
+  for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected)):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+  assert evals.evaluate(model, params, kept, 3) == evals.evaluate(
+      model, params, whole, 3
+  )
+
+
 class Says(nn.Module):
   """Answers each token with the set of names that its bits spell."""
 
   @nn.compact
-  def __call__(self, tokens, state=None, *, segment_ids=None):
-    del segment_ids
+  def __call__(self, tokens, state=None, *, segment_ids=None, places=None):
+    del segment_ids, places
     bits = (tokens[..., None] >> jnp.arange(3)) & 1
     return bits - 0.5, state
 

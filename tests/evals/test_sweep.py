@@ -53,6 +53,22 @@ def small(tmp_path, monkeypatch):
   )
 
 
+def test_a_column_has_fields_of_its_own(small):
+  """If it fails, a column's training is another's, or a row's word is lost."""
+  _, sweep = small
+  sweep = dataclasses.replace(
+      sweep, by_column={'y': {'model': {'dim': 16, 'titans': {'chunk': 4}}}}
+  )
+  found = {
+      (cell.row, cell.column): sweep_config.settings(sweep, cell)['model']
+      for cell in sweep_config.cells(sweep)
+  }
+  titans = {'projection_chunk': 32}
+  assert found['A', 'x'] == {'dim': 8, 'titans': titans | {'chunk': 32}}
+  assert found['A', 'y'] == {'dim': 16, 'titans': titans | {'chunk': 32}}
+  assert found['B', 'y']['titans'] == titans | {'chunk': 4}
+
+
 def test_it_goes_on_where_it_stopped(small):
   """If it fails, hours are run again, or a half-run cell is kept."""
   calls, sweep = small
@@ -180,6 +196,10 @@ def test_mistakes_are_named(capsys):
       ([f'--config={path}', '--config.lengths.bin4=3'], "'bin4' is none of"),
       ([f'--config={path}', '--config.seeds', '--render'], 'needs a value'),
       ([f'--config={mqar}', '--config.columns=4,four'], "'four' is none"),
+      (
+          [f'--config={mqar}', '--config.by_column.six.train.steps=1'],
+          "by_column: 'six' is none of a number",
+      ),
       ([f'--config={mad}', '--config.lengths.vocab=64'], 'is none of nothing'),
       (
           [f'--config={path}:tiny', '--config.counts.bin0=0',
