@@ -3,8 +3,9 @@
   python -m hope_jax.evals.sweep --config=experiments/mqar.py
   python -m hope_jax.evals.sweep --config=experiments/mqar.py:tiny
 
-A form for a CPU: rows of 64 tokens out of 128 (published: 64 to 512 out of
-8,192). Rows are widths, so states; every result has its bytes of state, and a
+Base difficulty, rows of 64 tokens out of 8,192 (published: up to 512), with up
+to 16 pairs, and for a CPU: 3,000 steps of 16 rows (published: 64 epochs of
+100,000). Rows are widths, so states; every result has its bytes of state, and a
 figure compares architectures by them. Results: experiments/mqar/README.md.
 """
 
@@ -37,10 +38,8 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
       'task': 'mqar',
       'results': 'runs/mqar_tiny' if tiny else 'experiments/mqar/results',
       'columns': ('4',) if tiny else ('4', '8', '16'),
-      'counts': {'train': 8, 'test': 4} if tiny else {'train': 20_000},
-      'lengths': {'length': 32, 'vocab': 64}
-      if tiny
-      else {'length': 64, 'vocab': 128},
+      'counts': {'train': 8, 'test': 4} if tiny else {},
+      'lengths': {'length': 32, 'vocab': 64} if tiny else {'length': 64},
       'seeds': (0,) if tiny else (0, 1, 2),
       'rows': ROWS,
       'base': {
@@ -49,17 +48,18 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
               'layers': 1 if tiny else 2,
               'heads': 2,
               'remat': 'none',
+              'tie_embeddings': True,
               'titans': {'memory': 'matrix'},
               'continuum': {'periods': (1,)},
           },
           'data': {'batch_size': 4 if tiny else 16, 'sequence_length': 128},
           'optimizer': {
-              'learning_rate': 3e-3,
+              'learning_rate': 1e-2,
               'warmup_steps': 1 if tiny else 100,
               'weight_decay': 0.1,
           },
           'train': {
-              'steps': 2 if tiny else 2000,
+              'steps': 2 if tiny else 3000,
               'log_every': 1 if tiny else 100,
           },
       },

@@ -113,11 +113,14 @@ class Dense(nn.Module):
         partitioned(init, *self.names),
         (x.shape[-1], self.features),
     )
-    return jnp.matmul(
-        x.astype(self.dtype),
+    # A product of matrices: the gradient of W for x of three axes would have
+    # its other factor transposed first, on a CPU the slower of the two.
+    y = jnp.matmul(
+        x.astype(self.dtype).reshape(-1, x.shape[-1]),
         kernel.astype(self.dtype),
         preferred_element_type=jnp.float32,
-    ).astype(self.dtype)
+    )
+    return y.astype(self.dtype).reshape(*x.shape[:-1], self.features)
 
 
 @contextlib.contextmanager
