@@ -4,7 +4,7 @@
   python -m hope_jax.evals.sweep --config=experiments/mad.py:tiny
 
 Base difficulty, two blocks. A form for a CPU: width 32, 800 steps of 16 rows;
-for selective copying width 64, 4,000 steps of 4 (the protocol: width 128, 200
+for selective copying width 64, 6,000 steps of 4 (the protocol: width 128, 200
 epochs). Published scores are means over
 difficulties, each at the best of three learning rates and two weight decays:
 
@@ -45,9 +45,9 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
       # The slowest to learn. Many small steps are better than few large ones.
       'by_column': {} if tiny else {
           'selective_copying': {
-              'model': {'dim': 64},
+              'model': {'dim': 64, 'unroll': 2},
               'data': {'batch_size': 4},
-              'train': {'steps': 4000},
+              'train': {'steps': 6000},
           },
       },
       'base': {

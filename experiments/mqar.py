@@ -48,6 +48,7 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
               'layers': 1 if tiny else 2,
               'heads': 2,
               'remat': 'none',
+              'unroll': 2,
               'tie_embeddings': True,
               'titans': {'memory': 'matrix'},
               'continuum': {'periods': (1,)},

@@ -75,6 +75,7 @@ class LanguageModel(nn.Module):
         in_axes=(0, nn.broadcast),
         out_axes=0,
         length=config.layers,
+        unroll=config.unroll,
         metadata_params={nn.PARTITION_NAME: 'layers'},
     )(config, name='layers')
     x, layer_states = layers(

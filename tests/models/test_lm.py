@@ -267,15 +267,17 @@ def test_tied_embeddings_share_one_matrix():
   assert abs(loss - math.log(VOCAB)) < 0.3
 
 
-@pytest.mark.parametrize('remat', ['parts', 'block'])
+@pytest.mark.parametrize(
+    'changes', [{'remat': 'parts'}, {'remat': 'block'}, {'unroll': 2}]
+)
 @pytest.mark.parametrize('name', ['hope_matrix', 'hope_attention'])
-def test_rematerialisation_changes_nothing(monkeypatch, name, remat):
+def test_memory_and_loops_change_nothing(monkeypatch, name, changes):
   """If this fails, saving memory changes the model, its state or gradients."""
   monkeypatch.setattr(layers, 'STRETCH', 8)  # two stretches and a rest
   ids = jnp.asarray([[1] * 9 + [2] * 13, [1] * 18 + [0] * 4])
 
-  def run(remat):
-    model = LanguageModel(make_config(name, remat=remat))
+  def run(**changes):
+    model = LanguageModel(make_config(name, **{'remat': 'none'} | changes))
 
     @functools.partial(jax.value_and_grad, has_aux=True)
     def loss(params):
@@ -289,8 +291,8 @@ def test_rematerialisation_changes_nothing(monkeypatch, name, remat):
 
   jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5),
-      run('none'),
-      run(remat),
+      run(),
+      run(**changes),
   )
 
 
