@@ -1,5 +1,7 @@
 """Causal softmax attention with rotary positions and a sliding cache."""
 
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from hope_jax.sharding import constrain
 from hope_jax.types import Array, PyTree
 
 BLOCK = 256  # queries
+GROUPS = 4  # of blocks
 
 
 def rotate(x: Array, position: Array, base: float) -> Array:
@@ -35,7 +38,9 @@ def attend(
   """Softmax attention of each query to the last `window` keys of its document.
 
   Queries go in blocks, each rematerialised, so that memory grows with T and not
-  with T^2, and beyond the window so does time.
+  with T^2, and beyond the window so does time. Blocks go in groups, each with
+  the keys that its last block can see: a block's keys are of one size, and of
+  those that all T need, half would be ahead of the query.
 
   Args:
     q: [B, T, H, K]; the queries of the last T keys.
@@ -52,36 +57,48 @@ def attend(
   block = min(BLOCK, length)
   count = -(-length // block)
   missing = count * block - length
-  reach = min(before + count * block, window - 1 + block)
 
   def pad(x):
     return jnp.pad(x, ((0, 0), (0, missing)) + ((0, 0),) * (x.ndim - 2))
 
   keys = [None if x is None else pad(x) for x in (k, v, seen)]
 
-  def step(_, xs):
-    """xs: index of the block, its queries [B, C, H, K] and documents [B, C]."""
-    i, q, document = xs
-    first = before + i * block  # key of the first query
-    start = jnp.clip(first + block - reach, 0)
-    k, v, seen = (
-        None if x is None else jax.lax.dynamic_slice_in_dim(x, start, reach, 1)
-        for x in keys
-    )
-    distance = (first - start) + jnp.arange(block)[:, None] - jnp.arange(reach)
-    mask = ((distance >= 0) & (distance < window))[None]
-    if seen is not None:
-      mask = mask & (document[:, :, None] == seen[:, None, :])
-      # A padded query sees itself, so that its softmax is not empty.
-      mask = mask | (distance == 0)
-    return None, jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
-
   def blocks(x):
     x = pad(x).reshape(x.shape[0], count, block, *x.shape[2:])
     return jnp.moveaxis(x, 1, 0)
 
-  xs = jnp.arange(count), blocks(q), blocks(document)
-  _, o = jax.lax.scan(jax.checkpoint(step), None, xs)
+  queries = jnp.arange(count), blocks(q), blocks(document)
+
+  def group(begin, end):
+    """Blocks begin to end, whose keys are `reach` at most."""
+    reach = min(before + end * block, window - 1 + block)
+
+    def step(_, xs):
+      """xs: index of the block, its queries [B, C, H, K], documents [B, C]."""
+      i, q, document = xs
+      first = before + i * block  # key of the first query
+      start = jnp.clip(first + block - reach, 0)
+      k, v, seen = (
+          x if x is None else jax.lax.dynamic_slice_in_dim(x, start, reach, 1)
+          for x in keys
+      )
+      behind = jnp.arange(block)[:, None] - jnp.arange(reach)
+      distance = first - start + behind
+      mask = ((distance >= 0) & (distance < window))[None]
+      if seen is not None:
+        mask = mask & (document[:, :, None] == seen[:, None, :])
+        # A padded query sees itself, so that its softmax is not empty.
+        mask = mask | (distance == 0)
+      return None, jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+
+    xs = jax.tree.map(lambda x: x[begin:end], queries)
+    return jax.lax.scan(jax.checkpoint(step), None, xs)[1]
+
+  ends = [-(-count * n // GROUPS) for n in range(GROUPS)]
+  # From where the window is the limit, one group has the rest.
+  ends = [n for n in ends if before + n * block < window - 1 + block]
+  ends = sorted({0, *ends, count})
+  o = jnp.concatenate([group(*pair) for pair in itertools.pairwise(ends)])
   o = jnp.moveaxis(o, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])
   return o[:, :length]
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hope_jax.config import ModelConfig
+from hope_jax.models import attention
 from hope_jax.models.attention import Attention
 from hope_jax.models.layers import CausalConv, Norm, recall_tap_init
 from hope_jax.models.packing import Packing, Place, locate
@@ -20,10 +21,16 @@ def _packing(documents):
   return locate(jnp.asarray(documents), None, *np.shape(documents))[0]
 
 
-def test_attention_is_softmax_over_window_and_document():
+@pytest.mark.parametrize('window', [5, 9, 64])
+@pytest.mark.parametrize('block', [256, 2, 1])
+def test_attention_is_softmax_over_window_and_document(
+    monkeypatch, block, window
+):
   """If this fails, attention weighs, turns or masks other than it says."""
+  monkeypatch.setattr(attention, 'BLOCK', block)
   config = ModelConfig(
-      architecture='transformer', dim=D, heads=2, layers=1, attention_window=5
+      architecture='transformer', dim=D, heads=2, layers=1,
+      attention_window=window,
   )
   rng = np.random.default_rng(0)
   x = rng.normal(size=(2, T, D)).astype(np.float32)
@@ -40,7 +47,7 @@ def test_attention_is_softmax_over_window_and_document():
 
   def expected(row, documents):
     return oracle.attention(
-        row, flat, heads=2, window=5, base=config.rope_base,
+        row, flat, heads=2, window=window, base=config.rope_base,
         documents=documents,
     )
 
