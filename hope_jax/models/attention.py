@@ -39,8 +39,8 @@ def attend(
 
   Queries go in blocks, each rematerialised, so that memory grows with T and not
   with T^2, and beyond the window so does time. Blocks go in groups, each with
-  the keys that its last block can see: a block's keys are of one size, and of
-  those that all T need, half would be ahead of the query.
+  the keys that its last block can see: in one group, half of the keys of all
+  blocks would be ahead of their queries.
 
   Args:
     q: [B, T, H, K]; the queries of the last T keys.
@@ -57,6 +57,7 @@ def attend(
   block = min(BLOCK, length)
   count = -(-length // block)
   missing = count * block - length
+  most = window - 1 + block  # keys that the queries of a block can see
 
   def pad(x):
     return jnp.pad(x, ((0, 0), (0, missing)) + ((0, 0),) * (x.ndim - 2))
@@ -71,7 +72,7 @@ def attend(
 
   def group(begin, end):
     """Blocks begin to end, whose keys are `reach` at most."""
-    reach = min(before + end * block, window - 1 + block)
+    reach = min(before + end * block, most)
 
     def step(_, xs):
       """xs: index of the block, its queries [B, C, H, K], documents [B, C]."""
@@ -96,7 +97,7 @@ def attend(
 
   ends = [-(-count * n // GROUPS) for n in range(GROUPS)]
   # From where the window is the limit, one group has the rest.
-  ends = [n for n in ends if before + n * block < window - 1 + block]
+  ends = [n for n in ends if before + n * block < most]
   ends = sorted({0, *ends, count})
   o = jnp.concatenate([group(*pair) for pair in itertools.pairwise(ends)])
   o = jnp.moveaxis(o, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])
