@@ -5,6 +5,7 @@ float32 matrix product.
 """
 
 import argparse
+from collections.abc import Callable
 import importlib.metadata
 import sys
 import time
@@ -52,8 +53,15 @@ def gemm(size: int = 2048, repeats: int = 9) -> dict[str, float]:
   }
 
 
-def train(config: ModelConfig, batch: int, length: int, seconds: float) -> dict:
-  """Measures forward, backward through all writes, and AdamW."""
+def prepare(
+    config: ModelConfig, batch: int, length: int
+) -> tuple[Callable[[], float], dict[str, int]]:
+  """Compiles forward, backward through all writes, and AdamW.
+
+  Returns:
+    What makes one step and returns its loss once everything is computed; the
+    number of parameters, and the FLOPs that a step cannot do without.
+  """
   model = LanguageModel(config)
   rng = jax.random.key(0)
   tokens = jax.random.randint(rng, (batch, length), 0, config.vocab_size)
@@ -74,18 +82,26 @@ def train(config: ModelConfig, batch: int, length: int, seconds: float) -> dict:
     updates, opt_state = optimizer.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state, loss
 
+  compiled = update.lower(params, opt_state).compile()
+
   def step() -> float:
     nonlocal params, opt_state
-    params, opt_state, loss = update(params, opt_state)
+    params, opt_state, loss = compiled(params, opt_state)
     jax.block_until_ready(params)
     return float(loss)
 
-  result = measuring.measure(
+  return step, {
+      'parameters': sum(p.size for p in jax.tree.leaves(params)),
+      'floor_flops': flops.train_step(config, params, batch, length),
+  }
+
+
+def train(config: ModelConfig, batch: int, length: int, seconds: float) -> dict:
+  """Measures such a step."""
+  step, facts = prepare(config, batch, length)
+  return facts | measuring.measure(
       step, tokens=batch * length, seconds=seconds, compiled=True
   )
-  result['parameters'] = sum(p.size for p in jax.tree.leaves(params))
-  result['floor_flops'] = flops.train_step(config, params, batch, length)
-  return result
 
 
 def main() -> None:

@@ -3,7 +3,9 @@
   python -m hope_jax.evals.sweep --config=experiments/needles.py
   python -m hope_jax.evals.sweep --config=experiments/needles.py:tiny
 
-A form for a CPU: two blocks of width 64, two rows of 1,024 bytes a step.
+A form for a CPU: two blocks of width 64, two rows of 1,024 bytes a step. Rows
+named '32 rows' have 32 of them, and want a GPU or TPU: 4 minutes a cell or less
+there, hours on a CPU. `--config.rows_run='Hope',` runs what it names.
 Accuracy by length and depth, as heat maps: experiments/needles/README.md.
 """
 
@@ -14,6 +16,11 @@ ROWS = (
     {'name': 'Hope-Attention', 'model': {'architecture': 'hope_attention'}},
     {'name': 'Titans', 'model': {'architecture': 'titans'}},
     {'name': 'Hope', 'model': {'architecture': 'hope'}},
+)
+# The same with 16 times as many rows a step, for an accelerator.
+LARGE_BATCH = tuple(
+    row | {'name': f'{row["name"]} (32 rows)', 'data': {'batch_size': 32}}
+    for row in ROWS
 )
 
 
@@ -34,7 +41,7 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
       if tiny
       else {},
       'seeds': (0,) if tiny else (0, 1, 2),
-      'rows': ROWS,
+      'rows': ROWS if tiny else ROWS + LARGE_BATCH,
       'base': {
           'model': {
               'dim': 16 if tiny else 64,
