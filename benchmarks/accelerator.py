@@ -10,6 +10,7 @@ its outputs are compared as well. README.md says what the columns mean.
 """
 
 import argparse
+from collections.abc import Iterator
 from concurrent import futures
 import datetime
 import functools
@@ -195,9 +196,8 @@ def recurrence_row(programs, wait, arrays, name, peaks, right) -> dict:
   }
 
 
-def recurrences(peaks, batch=4, length=8192, heads=16) -> list[dict]:
+def recurrences(peaks, batch=4, length=8192, heads=16) -> Iterator[dict]:
   """Ours in each form, and the peer's; 'difference' is from the serial form."""
-  rows = []
   for width in (64, 128):
     arrays = inputs(width, batch, length, heads)
     right = np.asarray(
@@ -224,9 +224,8 @@ def recurrences(peaks, batch=4, length=8192, heads=16) -> list[dict]:
         )
       except Exception as error:
         row = {'d': width, 'form': name, 'error': complaint(error)}
-      rows.append(row)
       print(row, flush=True)
-  return rows
+      yield row
 
 
 def complaint(error: Exception) -> str:
@@ -234,35 +233,35 @@ def complaint(error: Exception) -> str:
   return f'{type(error).__name__}: {error}'[:300]
 
 
-def training_steps(names, peaks, seconds: float) -> dict[str, dict]:
+def training_steps(names, peaks, seconds: float) -> Iterator[dict]:
   """Rows of whole training steps: forward, backward and AdamW."""
 
   def compiled(name):
     start = time.perf_counter()
     return ours.prepare(*STEPS[name]), time.perf_counter() - start
 
-  rows = {}
   # Compiled side by side, measured one by one after all are compiled.
   with futures.ThreadPoolExecutor(len(names)) as pool:
     programs = {name: pool.submit(compiled, name) for name in names}
     futures.wait(programs.values())
   for name in names:
-    _, batch, length = STEPS[name]
+    config, batch, length = STEPS[name]
+    row = {'model': name}
     try:
       (step, facts), spent = programs[name].result()
-      row = facts | {'compile_seconds': round(spent, 1)}
+      row |= facts | {'compile_seconds': round(spent, 1)}
       row |= measuring.measure(
           step, tokens=batch * length, seconds=seconds, compiled=True
       )
     except Exception as error:
-      rows[name] = {'error': complaint(error)}
-      print(name, rows[name], flush=True)
+      row['error'] = complaint(error)
+      print(row, flush=True)
+      yield row
       continue
     rate = row['floor_flops'] / row['seconds']
-    kind = STEPS[name][0].dtype
-    row['of_peak'] = rate / peaks[f'{kind}_flops_per_second']
+    row['of_peak'] = rate / peaks[f'{config.dtype}_flops_per_second']
+    # Of the host, where the work is not.
     del row['peak_rss_bytes'], row['tokens_per_cpu_second']
-    rows[name] = row
     print(
         f'{name:24} {row["parameters"] / 1e6:7.2f} M'
         f' {1e3 * row["seconds"]:9.1f} ms'
@@ -270,7 +269,7 @@ def training_steps(names, peaks, seconds: float) -> dict[str, dict]:
         f' {100 * row["of_peak"]:5.1f} % of peak, compiled in {spent:.0f} s',
         flush=True,
     )
-  return rows
+    yield row
 
 
 def versions() -> dict[str, str]:
@@ -318,12 +317,15 @@ def main() -> None:
   print({name: f'{rate:.3g}' for name, rate in report['ceilings'].items()})
   flags.output.parent.mkdir(parents=True, exist_ok=True)
   for part in flags.parts:
-    report[part] = (
+    report[part] = []
+    rows = (
         recurrences(report['ceilings'])
         if part == 'recurrence'
         else training_steps(names, report['ceilings'], flags.seconds)
     )
-    flags.output.write_text(json.dumps(report, indent=2) + '\n')
+    for row in rows:  # what is measured stays, whatever stops the rest
+      report[part].append(row)
+      flags.output.write_text(json.dumps(report, indent=2) + '\n')
   print(f'written to {flags.output}')
 
 
