@@ -41,6 +41,15 @@ def _hope(**titans):
   }
 
 
+def _plain_heads(adaptive_v):
+  """Hope that counts without bound, too."""
+  hope = _hope(
+      plain_heads=4, read='after', target='value', adaptive_v=adaptive_v,
+      eta_init=0.75,
+  )
+  return hope | {'heads': 8}
+
+
 def get_config(form: str = 'full') -> ml_collections.ConfigDict:
   if form not in ('full', 'tiny'):
     raise ValueError(f"the form is 'full' or 'tiny'; got {form!r}")
@@ -57,22 +66,21 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
           adaptive_k=True, adaptive_gates=True
       ),
       'Hope (eigenvalues >= 0)': _hope(eigenvalues='positive'),
-      # Counts without bound, too: half of the heads erase nothing. The others
+      # Count without bound, too: half of the heads erase nothing. The others
       # start with an eigenvalue of -1/2 instead of 0.
-      'Hope (plain heads)': {
-          **_hope(
-              plain_heads=4, read='after', target='value', adaptive_v=False,
-              eta_init=0.75,
-          ),
-          'heads': 8,
-      },
+      'Hope (plain heads)': _plain_heads(adaptive_v=False),
+      'Hope (plain heads, values adapt)': _plain_heads(adaptive_v=True),
   }
   # Weight decay keeps an LSTM's gates from closing, and a count leaks. The loss
   # is nothing before a count is exact: a usual eps (1e-8) would stop it there.
   others = {'LSTM': {'optimizer': {'weight_decay': 0.0, 'eps': 1e-15}}}
-  # It still gets better after the 3,000 steps of the others.
+  # These still get better after the 3,000 steps of the others.
   if not tiny:
-    others['Hope (plain heads)'] = {'train': {'steps': 10_000}}
+    longer = {'train': {'steps': 10_000}}
+    others['Hope (plain heads)'] = longer
+    others['Hope (plain heads, values adapt)'] = longer | {
+        'optimizer': {'eps': 1e-15}
+    }
   return ml_collections.ConfigDict({
       'task': 'formal_languages',
       'results': 'runs/formal_languages_tiny'
