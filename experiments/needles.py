@@ -4,8 +4,8 @@
   python -m hope_jax.evals.sweep --config=experiments/needles.py:tiny
 
 A form for a CPU: two blocks of width 64, two rows of 1,024 bytes a step. Rows
-named '32 rows' have 32 of them, and want a GPU or TPU: 4 minutes a cell or less
-there, hours on a CPU. `--config.rows_run='Hope',` runs what it names.
+named '(32 rows)' have 32 of them: hours a cell on a CPU, so they want a GPU or
+TPU. `--config.rows_run=Transformer,Hope` runs those that it names.
 Accuracy by length and depth, as heat maps: experiments/needles/README.md.
 """
 
