@@ -37,7 +37,7 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
       'counts': {'train': 4, 'test': 1}
       if tiny
       else {'train': 8000, 'test': 16},
-      'lengths': {'train': 256, 'test': (256, 300), 'depths': (0.0, 1.0)}
+      'lengths': {'train': 512, 'test': (512, 600), 'depths': (0.0, 1.0)}
       if tiny
       else {},
       'seeds': (0,) if tiny else (0, 1, 2),

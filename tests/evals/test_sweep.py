@@ -11,6 +11,7 @@ import pytest
 from hope_jax.config import ConfigError
 from hope_jax.evals import sweep as sweep_lib
 from hope_jax.evals import sweep_config
+from hope_jax.tasks import needles
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Those of a sweep; experiments/optimizers has a report of its own.
@@ -237,6 +238,27 @@ def test_a_run_without_time_is_no_result(
   ]) == 2
   assert complaint in capsys.readouterr().err
   assert not glob.glob(f'{tmp_path}/results/*.json')
+
+
+@pytest.mark.parametrize('task', needles.TASKS)
+def test_texts_of_the_tiny_needles_hold_theirs(task):
+  """If it fails, the first try of a reader ends in the middle."""
+  sweep = sweep_config.load(str(ROOT / 'experiments' / 'needles.py:tiny'))
+
+  def encode(text):
+    return list(text.encode())
+
+  assert task in sweep.columns
+  lengths = sweep.lengths
+  needles.pack(
+      task, 0, sweep.counts['train'], length=lengths['train'], encode=encode
+  )
+  for seed in range(20):
+    for depth in lengths['depths']:
+      needles.generate(
+          task, seed, 1, length=min(lengths['test']), depth=depth,
+          encode=encode,
+      )
 
 
 LANGUAGE = '''
