@@ -223,6 +223,9 @@ def replaced(text: str, results: str) -> str:
 
 def main(args: Sequence[str]) -> int:
   """Runs the command; returns its exit code (see `hope_jax.main.main`)."""
+  if any(arg in ('-h', '--help') for arg in args):
+    print(__doc__)
+    return 0
   done, failed = True, ''
   try:
     rest, overrides = experiment.split(args)
@@ -231,7 +234,7 @@ def main(args: Sequence[str]) -> int:
     if len(files) != 1 or unknown:
       raise ConfigError(
           'wanted: --config=experiments/NAME.py [--config.x=y ...] [--render];'
-          f' got {" ".join(args) or "nothing"}'
+          f' got {" ".join(args) or "nothing"}; --help says more'
       )
     sweep = load(files[0], overrides)
     try:

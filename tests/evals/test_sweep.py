@@ -240,6 +240,12 @@ def test_a_run_without_time_is_no_result(
   assert not glob.glob(f'{tmp_path}/results/*.json')
 
 
+def test_help_shows_what_can_be_asked_for(capsys):
+  """If it fails, a stranger is told that he is wrong, and not what is right."""
+  assert sweep_lib.main(['--help']) == 0
+  assert '--config.rows_run=' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize('task', needles.TASKS)
 def test_texts_of_the_tiny_needles_hold_theirs(task):
   """If it fails, the first try of a reader ends in the middle."""
