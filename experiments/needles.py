@@ -5,7 +5,7 @@
 
 A form for a CPU: two blocks of width 64, two rows of 1,024 bytes a step. Rows
 named '(32 rows)' have 32 of them: hours a cell on a CPU, so they want a GPU or
-TPU. `--config.rows_run=Transformer,Hope` runs those that it names.
+TPU, and run only where asked for: `--config.rows_run='Hope (32 rows)',`.
 Accuracy by length and depth, as heat maps: experiments/needles/README.md.
 """
 
@@ -42,6 +42,7 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
       else {},
       'seeds': (0,) if tiny else (0, 1, 2),
       'rows': ROWS if tiny else ROWS + LARGE_BATCH,
+      'rows_run': tuple(row['name'] for row in ROWS),
       'base': {
           'model': {
               'dim': 16 if tiny else 64,
