@@ -39,9 +39,9 @@ from absl import flags, logging
 import jax
 
 from hope_jax import config as config_lib
-from hope_jax import experiment as experiment_lib
 from hope_jax import quickstart, sharding
 from hope_jax.config import Config, ConfigError
+from hope_jax.config import experiment as experiment_lib
 from hope_jax.data import pipeline
 from hope_jax.data import tokenizer as tokenizer_lib
 from hope_jax.evals import language

@@ -16,6 +16,17 @@ Shape letters, in einsum strings and in every docstring:
 | L      | layers                                         |
 | E      | vocabulary entries                             |
 
+Runs of tokens, the only words for them:
+
+| word     | meaning                                                       |
+|----------|---------------------------------------------------------------|
+| sequence | one row of a call, [B, T]; rows never see each other          |
+| segment  | a document in a packed row; memories restart where it starts  |
+| chunk    | tokens between two updates of a level (NL Eq. 90), a choice   |
+|          | of the model: it changes results                              |
+| tile     | tokens that are computed together, a choice of speed: it      |
+|          | never changes results                                         |
+
 Dtype policy: parameters, recurrent states, gates, norms, softmax and losses are
 float32; matrix products run in the compute dtype of the configuration and
 accumulate in float32.

@@ -17,8 +17,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = (
     {'main', 'quickstart', 'plan'},
     {'evals', 'infer', 'train', 'convert'},
-    {'models', 'optim', 'data', 'tasks', 'sharding', 'distributed',
-     'experiment'},
+    {'models', 'optim', 'data', 'tasks', 'sharding', 'distributed'},
     {'nested'},
     {'kernels'},
     {'types'},
@@ -28,7 +27,7 @@ DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
 # The configuration stands beside the layers: these read it, kernels and nested
 # take plain arguments.
 READS_CONFIG = (
-    'main.py', 'quickstart.py', 'plan.py', 'experiment.py', 'evals/',
+    'main.py', 'quickstart.py', 'plan.py', 'evals/',
     'infer/', 'train/', 'convert/', 'models/', 'optim/factory.py', 'data/',
     'sharding.py', 'config/',
 )

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from hope_jax import experiment as experiment_lib
 from hope_jax import main as main_lib
+from hope_jax.config import experiment as experiment_lib
 from hope_jax.evals import sweep
 from tests import standin
 

@@ -10,17 +10,17 @@ is argued in the comment beside it. "NL" is arXiv 2512.24695.
 """
 
 from hope_jax.config.build import ConfigError
+from hope_jax.config.data import DataConfig
 from hope_jax.config.model import ContinuumConfig, ModelConfig, TitansConfig
-from hope_jax.config.run import (
+from hope_jax.config.optimizer import OptimizerConfig
+from hope_jax.config.study import ImageConfig, StudyConfig, VitConfig
+from hope_jax.config.train import (
     Config,
-    DataConfig,
     MeshConfig,
-    OptimizerConfig,
     TrainConfig,
     from_dict,
     to_dict,
 )
-from hope_jax.config.study import ImageConfig, StudyConfig, VitConfig
 
 __all__ = (
     'Config', 'ConfigError', 'ContinuumConfig', 'DataConfig', 'ImageConfig',

@@ -4,8 +4,8 @@ import dataclasses
 from typing import Literal
 
 from hope_jax.config.build import positive, require
+from hope_jax.config.data import DataConfig
 from hope_jax.config.model import ModelConfig
-from hope_jax.config.run import DataConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from hope_jax import sharding
 from hope_jax.config import Config, ConfigError
 from hope_jax.models.factory import language_model
 from hope_jax.tasks.labelling import Arrays, Epochs, in_order
-from hope_jax.train import labelling, loop
+from hope_jax.train import loop, losses
 from hope_jax.types import PyTree
 
 # (model, parameters) -> scores by name.
@@ -60,7 +60,7 @@ def train(
       model,
       Epochs(arrays, config.data.batch_size, config.data.seed),
       config,
-      loss_fn=labelling.make_loss_fn(model),
+      loss_fn=losses.make_loss_fn(model),
       evaluate=None if score is None else functools.partial(score, model),
       until=until,
   )
@@ -98,11 +98,10 @@ def state_bytes(model: Any, params: PyTree) -> int:
 @functools.partial(jax.jit, static_argnames='model')
 def _counts(model, params, batch):
   logits, _ = model.apply(
-      {'params': params}, batch['tokens'],
-      segment_ids=batch.get('segment_ids'), places=batch.get('places'),
+      {'params': params}, batch['tokens'], **losses.where(batch)
   )
   asked = batch['mask'] > 0
-  answered = labelling.right(logits, batch['targets'])
+  answered = losses.is_correct(logits, batch['targets'])
   return (
       jnp.sum(jnp.any(asked, axis=1) & jnp.all(answered | ~asked, axis=1)),
       jnp.sum(jnp.any(asked, axis=1)),

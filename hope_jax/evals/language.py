@@ -10,7 +10,7 @@ import numpy as np
 
 from hope_jax import sharding
 from hope_jax.config import ConfigError
-from hope_jax.train import step as step_lib
+from hope_jax.train import losses
 from hope_jax.types import PyTree
 
 
@@ -19,7 +19,7 @@ def _sums(model, params, batch):
   logits, _ = model.apply(
       {'params': params}, batch['tokens'], segment_ids=batch['segment_ids']
   )
-  nats = step_lib.token_nats(logits, batch['targets']) * batch['mask']
+  nats = losses.token_nats(logits, batch['targets']) * batch['mask']
   sums = nats, batch['mask'], batch['target_bytes']
   return tuple(jnp.sum(x) for x in sums)
 

@@ -17,7 +17,7 @@ from hope_jax.data import images, pipeline
 from hope_jax.evals import language
 from hope_jax.models.factory import language_model
 from hope_jax.models.vit import Vit
-from hope_jax.train import step as step_lib
+from hope_jax.train import losses
 from hope_jax.types import Array, PyTree
 
 # The landscape of Eq. 53 and its start; the paper gives only the start.
@@ -102,7 +102,7 @@ def _images(config: StudyConfig) -> Problem:
 
 def _text(config: StudyConfig) -> Problem:
   model = language_model(config.model)
-  loss_fn = step_lib.make_loss_fn(model)
+  loss_fn = losses.make_loss_fn(model)
   blank = jnp.zeros((1, config.data.sequence_length), jnp.int32)
 
   @functools.cache

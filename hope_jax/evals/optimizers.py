@@ -37,8 +37,8 @@ import optax
 import tqdm
 
 from hope_jax import config as config_lib
-from hope_jax import experiment, optim, sharding
-from hope_jax.config import ConfigError, MeshConfig, StudyConfig
+from hope_jax import optim, sharding
+from hope_jax.config import ConfigError, MeshConfig, StudyConfig, experiment
 from hope_jax.evals import machine
 from hope_jax.evals.optimizer_problems import Problem, problem_of
 from hope_jax.models.layers import delta_gradients

@@ -12,7 +12,7 @@ from hope_jax.data import tokenizer as tokenizer_lib
 from hope_jax.evals import charts, labelling
 from hope_jax.evals.results import Entries, Result, by_cell, slug
 from hope_jax.tasks import mad, mqar, needles
-from hope_jax.tasks.labelling import Arrays, at_places
+from hope_jax.tasks.labelling import Arrays, at_positions
 
 SPLITS = ('train', 'test')
 # Added to a cell's seed for its test rows.
@@ -23,14 +23,14 @@ def _run(
     config: Config, arrays: Arrays, tests: dict[str, Arrays], vocab: int
 ) -> dict[str, Any] | None:
   """Trains, then scores each test: name -> share of right answers."""
-  trained = labelling.train(config, at_places(arrays), vocab)
+  trained = labelling.train(config, at_positions(arrays), vocab)
   if trained is None:
     return None
   model, params, facts = trained
   with jax.set_mesh(sharding.make_mesh(config.mesh)):
     found = {
         name: labelling.evaluate(
-            model, params, at_places(test), config.data.batch_size
+            model, params, at_positions(test), config.data.batch_size
         )
         for name, test in tests.items()
     }

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hope_jax.config import ModelConfig
-from hope_jax.train import step as step_lib
+from hope_jax.train import losses
 from hope_jax.types import Array, PyTree
 
 DISTANCES = (0, 256, 1024)
@@ -163,7 +163,7 @@ def _apply(
     model, params: PyTree, inputs: Array, targets: Array, state: PyTree
 ) -> tuple[Array, PyTree]:
   logits, state = model.apply({'params': params}, inputs, state=state)
-  return jnp.sum(step_lib.token_nats(logits, targets), axis=1), state
+  return jnp.sum(losses.token_nats(logits, targets), axis=1), state
 
 
 def _summary(values: np.ndarray) -> dict[str, float]:

@@ -27,8 +27,7 @@ import time
 from typing import Any
 
 from hope_jax import config as config_lib
-from hope_jax import experiment
-from hope_jax.config import ConfigError
+from hope_jax.config import ConfigError, experiment
 from hope_jax.evals import machine
 from hope_jax.evals.results import Result
 from hope_jax.evals.sweep_config import (

@@ -6,8 +6,7 @@ import os
 from typing import Any, NamedTuple
 
 from hope_jax import config as config_lib
-from hope_jax import experiment
-from hope_jax.config import Config, ConfigError
+from hope_jax.config import Config, ConfigError, experiment
 from hope_jax.evals import ablation, formal_languages, recall
 from hope_jax.evals.results import Entries, Result, slug
 from hope_jax.tasks import formal_languages as languages

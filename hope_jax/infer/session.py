@@ -14,7 +14,7 @@ import numpy as np
 
 from hope_jax.config import ConfigError
 from hope_jax.infer import generate as generate_lib
-from hope_jax.train import step as step_lib
+from hope_jax.train import losses
 from hope_jax.types import Array, PyTree
 
 
@@ -158,4 +158,4 @@ class Session:
 
 @jax.jit
 def _nats(logits: Array, targets: Array) -> Array:
-  return step_lib.token_nats(logits, targets)
+  return losses.token_nats(logits, targets)

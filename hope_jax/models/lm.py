@@ -33,7 +33,7 @@ class LanguageModel(nn.Module):
       state: PyTree | None = None,
       *,
       segment_ids: Array | None = None,
-      places: Array | None = None,
+      positions: Array | None = None,
   ) -> tuple[Array, PyTree]:
     """Predicts the next token at every position.
 
@@ -44,11 +44,11 @@ class LanguageModel(nn.Module):
         marks padding, which no memory sees (a window of attention counts it).
         Inside a document padding may only end a call. None: the rows are of
         one document each.
-      places: [B, A] int, the positions to predict from; None: all of them.
+      positions: [B, A] int, the positions to predict from; None: all of them.
 
     Returns:
-      Logits [B, T, E], or [B, A, E] at `places`, float32, and the state after
-      the last token.
+      Logits [B, T, E], or [B, A, E] at `positions`, float32, and the state
+      after the last token.
     """
     config = self.config
     dtype = jnp.dtype(config.dtype)
@@ -81,8 +81,8 @@ class LanguageModel(nn.Module):
     x, layer_states = layers(
         x, None if state is None else state['layers'], packing
     )
-    if places is not None:
-      x = jnp.take_along_axis(x, places[..., None], axis=1)
+    if positions is not None:
+      x = jnp.take_along_axis(x, positions[..., None], axis=1)
     x = Norm(name='norm')(x)
     if tied:
       head = embedding.T

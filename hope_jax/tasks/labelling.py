@@ -12,8 +12,8 @@ A split of a task is a dict of arrays with one row an example:
 Rows are padded at their end, where the mask is 0. No model looks ahead, so
 padding needs no further mark. Where a row holds several texts, `segment_ids`,
 [N, T] int32, numbers them from 1, and no text sees those before it; 0 is
-padding. Where few answers are asked for, `places`, [N, A] int32, says at which
-positions; targets and mask are of these alone, [N, A, ...].
+padding. Where few answers are asked for, `positions`, [N, A] int32, says where;
+targets and mask are of these alone, [N, A, ...].
 """
 
 from collections.abc import Iterator
@@ -82,18 +82,18 @@ def _arrays(examples, symbols, names) -> Arrays:
   return arrays
 
 
-def at_places(arrays: Arrays) -> Arrays:
-  """Keeps targets where a row asks for answers, and says where in `places`.
+def at_positions(arrays: Arrays) -> Arrays:
+  """Keeps targets where a row asks for answers, and says where in `positions`.
 
   What a model says elsewhere is then not computed: most of the work where the
   vocabulary is large. Rows that ask for less than others are filled up with
   places whose mask is 0.
   """
   most = int(np.max(np.sum(arrays['mask'] > 0, axis=1)))
-  places = np.argsort(arrays['mask'] <= 0, axis=1, kind='stable')[:, :most]
-  rows = np.arange(len(places))[:, None]
-  kept = {name: arrays[name][rows, places] for name in ('targets', 'mask')}
-  return arrays | kept | {'places': places.astype(np.int32)}
+  positions = np.argsort(arrays['mask'] <= 0, axis=1, kind='stable')[:, :most]
+  rows = np.arange(len(positions))[:, None]
+  kept = {name: arrays[name][rows, positions] for name in ('targets', 'mask')}
+  return arrays | kept | {'positions': positions.astype(np.int32)}
 
 
 class Epochs:

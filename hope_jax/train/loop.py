@@ -21,6 +21,7 @@ from hope_jax import sharding
 from hope_jax.config import Config, ConfigError
 from hope_jax.optim import factory, frequency
 from hope_jax.train import checkpoint as checkpoint_lib
+from hope_jax.train import losses
 from hope_jax.train import metrics as metrics_lib
 from hope_jax.train import state as state_lib
 from hope_jax.train import step as step_lib
@@ -95,7 +96,7 @@ def train(
     batches: Batches,
     config: Config,
     *,
-    loss_fn: step_lib.LossFn | None = None,
+    loss_fn: losses.LossFn | None = None,
     evaluate: Callable[[Any], dict[str, float]] | None = None,
     until: Callable[[dict[str, float]], bool] | None = None,
     checkpoint_step: int | None = None,
@@ -104,10 +105,10 @@ def train(
   """Trains a model, from where its workdir left off if it has one.
 
   Args:
-    model: a Flax module as `step.make_loss_fn` and `state.create` take it.
+    model: a Flax module as `losses.make_loss_fn` and `state.create` take it.
     batches: the training data.
     config: the run. With an empty `workdir` nothing is written.
-    loss_fn: what is minimised; None: the next token, `step.make_loss_fn`.
+    loss_fn: what is minimised; None: `losses.make_loss_fn`.
     evaluate: parameters -> held-out metrics; called each `train.eval_every`
       steps and after the last one.
     until: held-out metrics -> whether training may end here, before its last
@@ -139,7 +140,7 @@ def train(
     state = run.begin(state, batches)
     train_step = jax.jit(
         step_lib.make_train_step(
-            loss_fn or step_lib.make_loss_fn(model),
+            loss_fn or losses.make_loss_fn(model),
             optimizer,
             config.optimizer.accumulate,
             factory.make_schedule(config.optimizer, config.train.steps),

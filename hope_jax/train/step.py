@@ -7,7 +7,6 @@ targets, or rows on other devices, weigh as they would in one piece.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,59 +14,11 @@ import numpy as np
 import optax
 
 from hope_jax import sharding
+from hope_jax.train.losses import Batch, LossFn
 from hope_jax.train.state import TrainState
-from hope_jax.types import Array, PyTree
+from hope_jax.types import Array
 
-Batch = dict[str, Array]
 Metrics = dict[str, Array]
-# (params, batch, rng) -> (sum of nats [] float32, diagnostics by name)
-LossFn = Callable[[PyTree, Batch, Array], tuple[Array, dict[str, Array]]]
-
-
-def token_nats(logits: Array, targets: Array) -> Array:
-  """Returns -log softmax(logits)[target], [B, T] float32.
-
-  Args:
-    logits: [B, T, E], any float dtype.
-    targets: int32 [B, T], in [0, E).
-  """
-  # float32 before the softmax: in bf16 the log of a sum over a vocabulary has
-  # two digits.
-  logits = logits.astype(jnp.float32)
-  return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-
-
-def make_loss_fn(model: Any) -> LossFn:
-  """Returns the language-modelling loss of a Flax module.
-
-  Args:
-    model: `apply({'params': p}, tokens, segment_ids=...)` returns logits and
-      the state it ends in; collection 'diagnostics' holds stability scalars.
-  """
-
-  def loss_fn(params, batch, rng):
-    (logits, _), extra = model.apply(
-        {'params': params},
-        batch['tokens'],
-        segment_ids=batch['segment_ids'],
-        rngs={'dropout': rng},
-        mutable=['diagnostics'],
-    )
-    nats = token_nats(logits, batch['targets'])
-    return jnp.sum(nats * batch['mask']), by_name(extra.get('diagnostics', {}))
-
-  return loss_fn
-
-
-def by_name(diagnostics: PyTree) -> dict[str, Array]:
-  """Joins the scalars of one name of all layers: name -> float32 [...]."""
-  groups = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(diagnostics):
-    names = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
-    groups.setdefault(names[-1], []).append(
-        jnp.ravel(jax.lax.stop_gradient(leaf)).astype(jnp.float32)
-    )
-  return {name: jnp.concatenate(parts) for name, parts in groups.items()}
 
 
 def _micro_batches(batch: Batch, count: int) -> Batch:

@@ -11,7 +11,7 @@ from hope_jax.evals import labelling as evals
 from hope_jax.models.factory import language_model
 from hope_jax.tasks import labelling
 from hope_jax.tasks.formal_languages import Example
-from hope_jax.train import labelling as train
+from hope_jax.train import losses as train
 
 
 def example(symbols, *legal):
@@ -105,7 +105,7 @@ def test_texts_of_a_row_do_not_see_each_other():
 
 
 @pytest.mark.parametrize('sets', [False, True])
-def test_answers_at_places_are_those_of_whole_rows(sets):
+def test_answers_at_positions_are_those_of_whole_rows(sets):
   """If it fails, a model is trained at positions that nobody asked for."""
   model = language_model(ModelConfig(
       architecture='linear_attention', vocab_size=8, dim=16, heads=2, layers=1,
@@ -124,8 +124,8 @@ def test_answers_at_places_are_those_of_whole_rows(sets):
       'mask': mask,
       'segment_ids': np.array([[1] * 4 + [2] * 5] * 4, np.int32),
   }
-  kept = labelling.at_places(whole)
-  assert kept['places'].shape == kept['mask'].shape == (4, 3)
+  kept = labelling.at_positions(whole)
+  assert kept['positions'].shape == kept['mask'].shape == (4, 3)
   assert kept['targets'].shape == (4, 3, *shape[2:])
   key = jax.random.key(0)
   params = model.init(key, whole['tokens'])['params']

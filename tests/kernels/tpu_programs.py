@@ -23,8 +23,9 @@ from hope_jax.config import ModelConfig, TitansConfig
 from hope_jax.kernels.dgd.api import dgd_recurrence
 from hope_jax.models.factory import language_model
 from hope_jax.sharding import unbox
+from hope_jax.train.losses import make_loss_fn
 from hope_jax.train.state import TrainState
-from hope_jax.train.step import make_loss_fn, make_train_step
+from hope_jax.train.step import make_train_step
 
 TOPOLOGIES = {
     'v4': 'v4:2x2x1', 'v5e': 'v5e:2x2', 'v5p': 'v5p:2x2x1', 'v6e': 'v6e:2x2',

@@ -8,6 +8,7 @@ import pytest
 
 from hope_jax import sharding
 from hope_jax.config import MeshConfig
+from hope_jax.train import losses
 from hope_jax.train import state as state_lib
 from hope_jax.train import step as step_lib
 from tests import standin
@@ -21,7 +22,7 @@ def make_state():
 
 
 def one_step(batch, accumulate=1, **options):
-  loss_fn = step_lib.make_loss_fn(standin.Standin())
+  loss_fn = losses.make_loss_fn(standin.Standin())
   step = step_lib.make_train_step(loss_fn, OPTIMIZER, accumulate, **options)
   return jax.jit(step)(make_state(), batch)
 
@@ -46,14 +47,14 @@ def test_token_nats():
   norm = top[..., 0] + np.log(np.exp(exact - top).sum(-1))
   expected = norm - np.take_along_axis(exact, targets[..., None], -1)[..., 0]
   np.testing.assert_allclose(
-      step_lib.token_nats(logits, targets), expected, rtol=1e-5, atol=1e-5
+      losses.token_nats(logits, targets), expected, rtol=1e-5, atol=1e-5
   )
 
 
 def test_token_nats_of_bfloat16_logits_are_float32():
   """If it fails, a bf16 model's loss is rounded to two digits."""
   logits = jnp.zeros((1, 1, 1000), jnp.bfloat16)
-  nats = step_lib.token_nats(logits, jnp.zeros((1, 1), jnp.int32))
+  nats = losses.token_nats(logits, jnp.zeros((1, 1), jnp.int32))
   assert nats.dtype == jnp.float32
   np.testing.assert_allclose(nats, np.log(1000), rtol=1e-6)
 

@@ -8,7 +8,7 @@ import os
 import typing
 from typing import Any
 
-from hope_jax.config import ConfigError
+from hope_jax.config.build import ConfigError
 
 
 def split(

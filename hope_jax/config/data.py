@@ -1,0 +1,49 @@
+"""Where text comes from, and how it is cut into sequences."""
+
+import dataclasses
+from typing import Literal
+
+from hope_jax.config.build import positive, require
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Where text comes from and how it is cut into sequences."""
+
+  # stdlib: the source text of Python's standard library, on every machine.
+  # files: `path` is a file or a glob. tfds, array_record: see data/sources.py.
+  source: Literal['stdlib', 'files', 'tfds', 'array_record'] = 'stdlib'
+  path: str = ''
+  # Field of a record that holds the text (tfds).
+  text_field: str = 'text'
+  # Empty: bytes, 256 of them. Else a Hugging Face `tokenizers` JSON file.
+  tokenizer: str = ''
+  sequence_length: int = 512
+  batch_size: int = 8
+  # Documents start at multiples of this many tokens, so that the memories'
+  # chunk grid meets their beginning. 1 packs without gaps.
+  align: int = 16
+  # Texts that take turns in each training row, 64 to 512 tokens at a time, with
+  # one memory. Where a row is one text from a fresh memory, a model never meets
+  # what another text left there, and reads worse with it than with none. Each
+  # text is `sequence_length / interleave` tokens long. Not in the paper.
+  interleave: int = 1
+  # Share of documents held out for evaluation, chosen by a hash of their name.
+  holdout: float = 0.05
+  seed: int = 0
+
+  def __post_init__(self):
+    positive(self, 'sequence_length', 'batch_size', 'align', 'interleave')
+    require(
+        self.sequence_length % self.interleave == 0,
+        f'DataConfig.interleave={self.interleave} must divide'
+        f' sequence_length={self.sequence_length}',
+    )
+    require(
+        0 < self.holdout < 1,
+        f'DataConfig.holdout must be in (0, 1); got {self.holdout}',
+    )
+    require(
+        self.source == 'stdlib' or bool(self.path),
+        f'DataConfig.path is empty; source={self.source!r} needs a path',
+    )
