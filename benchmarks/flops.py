@@ -11,8 +11,7 @@ from typing import Any
 
 import jax
 
-from hope_jax.config import ModelConfig
-from hope_jax.models.blocks import settle
+from hope_jax.config import ModelConfig, architectures
 from hope_jax.models.mixers import titans_options
 from hope_jax.nested import titans_tile
 
@@ -141,8 +140,8 @@ def train_step(config: ModelConfig, params: Any, batch: int, time: int) -> int:
     FLOPs.
   """
   per_token = 2 * dense_parameters(params)
-  if config.architecture in ('hope', 'titans'):
-    per_token += config.layers * config.heads * memories(settle(config))
+  if architectures.reads(config.architecture, 'titans.chunk'):
+    per_token += config.layers * config.heads * memories(config)
   else:
     # Causal: a query meets half of the keys, in two products.
     seen = min(time, config.attention_window) // 2

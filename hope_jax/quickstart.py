@@ -25,7 +25,7 @@ import numpy as np
 
 from hope_jax import config as config_lib
 from hope_jax import sharding
-from hope_jax.config import Config, ConfigError
+from hope_jax.config import Config, ConfigError, architectures
 from hope_jax.data import pipeline
 from hope_jax.data import tokenizer as tokenizer_lib
 from hope_jax.evals import (
@@ -196,7 +196,7 @@ def _second_reading(
     return None
   configs = {'on': config.model, 'off': None}
   # Only these have memories that are written by a rule of their own.
-  if config.model.architecture in ('hope', 'titans'):
+  if architectures.reads(config.model.architecture, 'titans.eta_max'):
     configs['off'] = second_reading.memory_off(config.model)
   return {
       name: model

@@ -1,8 +1,9 @@
 """Models: what stands in a block, and every choice within it."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
+from hope_jax.config.architectures import ARCHITECTURES, require_known
 from hope_jax.config.build import positive, require
 
 
@@ -199,17 +200,12 @@ class ContinuumConfig:
 class ModelConfig:
   """A language model: the mixer, what follows it, and their sizes."""
 
-  # The mixer of a block. hope: self-modifying Titans, hope_attention: softmax
-  # attention; a CMS follows these two, and one SwiGLU MLP all others.
-  # transformer: softmax attention (Transformer++ with a norm of queries and
-  # keys; a sliding window by attention_window). titans, ttt: settings of
-  # `titans`, see models/blocks.py.
-  # linear_attention, retnet, deltanet, gated_deltanet: nested/linear_memory.py.
-  architecture: Literal[
-      'hope', 'hope_attention', 'transformer', 'titans', 'ttt',
-      'linear_attention', 'retnet', 'deltanet', 'gated_deltanet', 'lstm',
-      'srwm',
-  ] = 'hope'
+  # A name of config/architectures.py: the mixer of a block and what follows it.
+  # hope: self-modifying Titans, hope_attention: softmax attention, each with a
+  # CMS. The baselines have one SwiGLU MLP: transformer, titans, ttt,
+  # linear_attention, retnet, deltanet, gated_deltanet, lstm, srwm. Fields that
+  # an architecture fixes hold its values.
+  architecture: str = 'hope'
   vocab_size: int = 256
   dim: int = 256
   layers: int = 4
@@ -235,6 +231,9 @@ class ModelConfig:
   unroll: int = 1
 
   def __post_init__(self):
+    require_known(self.architecture)
+    for field, value in ARCHITECTURES[self.architecture].fixed.items():
+      self._fix(field.split('.'), value)
     positive(
         self, 'vocab_size', 'dim', 'layers', 'heads', 'mlp_expansion',
         'attention_window', 'unroll',
@@ -249,3 +248,11 @@ class ModelConfig:
         'TitansConfig.plain_heads must be at most ModelConfig.heads; got'
         f' {self.titans.plain_heads} of {self.heads}',
     )
+
+  def _fix(self, path: list[str], value: Any) -> None:
+    """Sets a field of this configuration, or of a group of its fields."""
+    name, *inner = path
+    if inner:
+      (field,) = inner
+      value = dataclasses.replace(getattr(self, name), **{field: value})
+    object.__setattr__(self, name, value)

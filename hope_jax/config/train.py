@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+from hope_jax.config import architectures
 from hope_jax.config.build import build, positive, require
 from hope_jax.config.data import DataConfig
 from hope_jax.config.model import ModelConfig
@@ -65,7 +66,7 @@ class Config:
     shortest = min(titans.chunk, titans.projection_chunk)
     require(
         titans.grid != 'aligned'
-        or self.model.architecture not in ('hope', 'titans', 'ttt')
+        or not architectures.reads(self.model.architecture, 'titans.grid')
         or self.data.align % shortest == 0,
         "TitansConfig.grid='aligned' needs DataConfig.align to be a multiple of"
         f' the shorter chunk; got align={self.data.align}, chunk={shortest}',

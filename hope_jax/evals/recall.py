@@ -8,6 +8,7 @@ import jax
 
 from hope_jax import sharding
 from hope_jax.config import Config
+from hope_jax.config.architectures import ARCHITECTURES
 from hope_jax.data import tokenizer as tokenizer_lib
 from hope_jax.evals import charts, labelling
 from hope_jax.evals.results import Entries, Result, by_cell, slug
@@ -101,7 +102,7 @@ def run_needles(config: Config, column: str, sweep) -> dict[str, Any] | None:
     return tokenizer.encode(text.encode()).ids.tolist()
 
   lengths = sorted(options['test'])
-  if model.architecture in ('transformer', 'hope_attention'):
+  if ARCHITECTURES[model.architecture].window:
     lengths = [n for n in lengths if n <= model.attention_window]
   tests = {
       f'{length} {depth}': needles.generate(
@@ -171,8 +172,8 @@ def needle_tables(results: list[Result]) -> dict[str, Entries]:
 def mqar_figures(results: list[Result]) -> dict[str, str]:
   """Right answers by number of pairs, and by size of the recurrent state.
 
-  The second is of the numbers of pairs that all its rows have, and without the
-  Transformer, whose state is its window.
+  The second is of the numbers of pairs that all its rows have, and without
+  architectures whose state is a window.
   """
 
   def mean(found):
@@ -192,7 +193,8 @@ def mqar_figures(results: list[Result]) -> dict[str, str]:
   by_pairs, sizes = {}, {}
   for (row, pairs), found in by_cell(results).items():
     by_pairs.setdefault(row, []).append((int(pairs), mean(found)))
-    if found[0]['settings']['model']['architecture'] != 'transformer':
+    architecture = found[0]['settings']['model']['architecture']
+    if not ARCHITECTURES[architecture].window:
       kind = row.rpartition(' ')[0]  # less the width
       size = kind, found[0]['scores']['state_bytes']
       sizes.setdefault(size, {})[pairs] = mean(found)

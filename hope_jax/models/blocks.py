@@ -3,17 +3,22 @@
     h = x + Mixer(Norm(x))
     y = CMS(h)          each level residual, with a norm of its own
 
+`config.architectures` says which mixer, and which of the two follows it. A
+mixer is a module: (config)(x, state, packing) -> (y, state), of the normalised
+residual stream [B, T, D], what its last call returned (None: a fresh start) and
+the document structure of the batch.
+
 Not specified by the paper, which omits norms and residuals "for clarity"; this
 is the pre-norm layout of its authors' other models.
 """
 
-import dataclasses
+import pkgutil
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from hope_jax.config import ModelConfig
-from hope_jax.models.attention import Attention
+from hope_jax.config.architectures import ARCHITECTURES
 from hope_jax.models.layers import (
   Mlp,
   Norm,
@@ -21,12 +26,8 @@ from hope_jax.models.layers import (
   partitioned,
   rematerialized,
 )
-from hope_jax.models.linear_memory import LinearMemory
-from hope_jax.models.lstm import Lstm
-from hope_jax.models.mixers import SelfModifyingTitans
 from hope_jax.models.packing import Packing
-from hope_jax.models.srwm import Srwm
-from hope_jax.nested import continuum, linear_memory
+from hope_jax.nested import continuum
 from hope_jax.sharding import constrain
 from hope_jax.types import Array, PyTree
 
@@ -77,47 +78,6 @@ class Level(nn.Module):
     )(y)
 
 
-# Baselines as settings of `TitansConfig`. Static projections and gates, targets
-# v_t and plain gradient descent on the L2 loss are Titans with retention and
-# momentum (LMM, arXiv 2501.00663, Eq. 8-14), and without them a TTT layer with
-# an MLP (arXiv 2407.04620, without its norms and residual target). Both read as
-# Hope does, before the token's own write, and the output layer of an MLP writes
-# as if its hidden vector had length 1. The rules of
-# `nested.linear_memory` take their three projections and convolution from it.
-_STATIC = dict(
-    adaptive_k=False,
-    adaptive_v=False,
-    adaptive_q=False,
-    adaptive_gates=False,
-    target='value',
-    objective='l2',
-    dgd=False,
-)
-_GIVEN = dict(input_projection='streams', conv_init='identity')
-BASELINES = {
-    'titans': _STATIC,
-    'ttt': _STATIC | dict(memory='mlp', retention=False, momentum=False),
-    **{rule: _GIVEN for rule in linear_memory.ERASES},
-}
-MIXERS = {
-    'hope': SelfModifyingTitans,
-    'titans': SelfModifyingTitans,
-    'ttt': SelfModifyingTitans,
-    'hope_attention': Attention,
-    'transformer': Attention,
-    'lstm': Lstm,
-    'srwm': Srwm,
-    **{rule: LinearMemory for rule in linear_memory.ERASES},
-}
-
-
-def settle(config: ModelConfig) -> ModelConfig:
-  """Returns the configuration with the settings its architecture stands for."""
-  settings = BASELINES.get(config.architecture, {})
-  titans = dataclasses.replace(config.titans, **settings)
-  return dataclasses.replace(config, titans=titans)
-
-
 class Block(nn.Module):
   """One layer of any architecture; see the module docstring."""
 
@@ -129,13 +89,15 @@ class Block(nn.Module):
   ) -> tuple[Array, PyTree]:
     """Maps the residual stream [B, T, D] and a state to the next of both."""
     config = self.config
-    kind = config.architecture
-    config = settle(config)
-    y, state = MIXERS[kind](config, name='mixer')(
+    architecture = ARCHITECTURES[config.architecture]
+    mixer = architecture.mixer
+    if isinstance(mixer, str):
+      mixer = pkgutil.resolve_name(mixer)
+    y, state = mixer(config, **architecture.options, name='mixer')(
         Norm(name='norm_mixer')(x), state, packing
     )
     x = constrain(x + y, 'batch', 'time', None)
-    if kind in ('hope', 'hope_attention'):
+    if architecture.levels:
       return Continuum(config, name='continuum')(x), state
     # SwiGLU has three matrices where an MLP has two: equal parameters.
     hidden = round(config.mlp_expansion * config.dim * 2 / 3 / 8) * 8

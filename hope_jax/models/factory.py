@@ -1,6 +1,7 @@
 """The language model that a configuration asks for."""
 
 from hope_jax.config import ModelConfig
+from hope_jax.config.architectures import ARCHITECTURES
 from hope_jax.models.in_context import InContextModel
 from hope_jax.models.lm import LanguageModel
 
@@ -15,7 +16,7 @@ def language_model(config: ModelConfig) -> LanguageModel | InContextModel:
   Returns:
     The model; both kinds have the same interface and the same parameters.
   """
-  has_cms = config.architecture in ('hope', 'hope_attention')
-  if has_cms and config.continuum.regime == 'in_context':
+  has_levels = ARCHITECTURES[config.architecture].levels
+  if has_levels and config.continuum.regime == 'in_context':
     return InContextModel(config)
   return LanguageModel(config)

@@ -13,11 +13,16 @@ from hope_jax.types import Array, PyTree
 
 
 class LinearMemory(MemoryMixer):
-  """A matrix memory with static projections; `architecture` is its rule.
+  """A matrix memory with static projections, written by a rule.
 
   Keys and queries are what the rule's authors have: elu(x) + 1 (linear
   attention), rotated by position (RetNet), or unit vectors (delta rules).
+
+  Attributes:
+    rule: a key of `nested.linear_memory.ERASES`.
   """
+
+  rule: str
 
   @nn.compact
   def __call__(
@@ -34,7 +39,7 @@ class LinearMemory(MemoryMixer):
       [B, T, D] and the new state.
     """
     config = self.config
-    rule, heads = config.architecture, config.heads
+    rule, heads = self.rule, config.heads
     tail = None if state is None else state['tail']
     (q, k, v), new_tail = self.streams(x, tail, packing)
     if rule == 'linear_attention':

@@ -19,6 +19,7 @@ import tqdm
 
 from hope_jax import sharding
 from hope_jax.config import Config, ConfigError
+from hope_jax.config.architectures import ARCHITECTURES
 from hope_jax.optim import factory, frequency
 from hope_jax.train import checkpoint as checkpoint_lib
 from hope_jax.train import losses
@@ -54,7 +55,7 @@ class Result(NamedTuple):
 
 def level_periods(config: Config) -> tuple[int, ...]:
   """Returns the outer update periods of the model's levels; () for none."""
-  has_levels = config.model.architecture in ('hope', 'hope_attention')
+  has_levels = ARCHITECTURES[config.model.architecture].levels
   continuum = config.model.continuum
   return continuum.periods if has_levels and continuum.regime == 'outer' else ()
 

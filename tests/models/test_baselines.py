@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from hope_jax.config import ModelConfig, TitansConfig
-from hope_jax.models.blocks import settle
 from hope_jax.models.mixers import titans_options
 from hope_jax.nested import titans
 from hope_jax.nested.dgd import unit
@@ -81,10 +80,10 @@ def test_it_is_gradient_descent_on_the_published_loss(
 ):
   """If it fails, the row is another model than its name."""
   form = dict(memory=memory) if memory else {}
-  config = settle(ModelConfig(
+  config = ModelConfig(
       architecture=architecture,
       titans=TitansConfig(chunk=chunk, projection_chunk=chunk, **form),
-  )).titans
+  ).titans
   params, x = make_params(config.memory), make_streams(T, batch=1)
   options = titans_options(config, 'float32')
   assert options.layers == 'none' and not options.adaptive

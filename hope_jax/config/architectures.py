@@ -1,0 +1,177 @@
+"""The architectures: one entry says all that sets one apart from the others.
+
+A new one is a mixer (a Flax module, see `models.blocks`) and an entry:
+
+    architectures.register('mine', Architecture('my_package.mixer:Mixer'))
+
+Pure data: a mixer's module is imported when a model is built.
+"""
+
+from collections.abc import Iterator, Mapping
+import difflib
+from typing import Any, NamedTuple
+
+from hope_jax.config.build import require
+
+
+class Architecture(NamedTuple):
+  """What a block of this architecture is."""
+
+  # The Flax module that mixes tokens, or where it is: 'package.module:Class'.
+  mixer: str | type
+  # Its attributes besides `config`.
+  options: Mapping[str, Any] = {}
+  # Fields of ModelConfig, dotted, and the values that the name stands for.
+  fixed: Mapping[str, Any] = {}
+  # Of the fields, or groups of them, that only some architectures read, its
+  # own. A field that no entry names is read by all.
+  reads: tuple[str, ...] = ()
+  # A Continuum Memory System follows the mixer; else one SwiGLU MLP.
+  levels: bool = False
+  # It sees no further back than ModelConfig.attention_window.
+  window: bool = False
+
+
+_TITANS = 'hope_jax.models.mixers:SelfModifyingTitans'
+_ATTENTION = 'hope_jax.models.attention:Attention'
+
+# Static projections and gates, targets v_t and plain gradient descent on the L2
+# loss are Titans with retention and momentum (LMM, arXiv 2501.00663, Eq. 8-14),
+# and without them a TTT layer with an MLP (arXiv 2407.04620, without its norms
+# and residual target). Both read as Hope does, before the token's own write,
+# and the output layer of an MLP writes as if its hidden vector had length 1.
+_STATIC = {
+    'titans.adaptive_k': False,
+    'titans.adaptive_v': False,
+    'titans.adaptive_q': False,
+    'titans.adaptive_gates': False,
+    'titans.target': 'value',
+    'titans.objective': 'l2',
+    'titans.dgd': False,
+}
+
+
+def _linear(rule: str, *reads: str) -> Architecture:
+  """A rule of `nested.linear_memory`, its streams made as those of Titans."""
+  return Architecture(
+      'hope_jax.models.linear_memory:LinearMemory',
+      options={'rule': rule},
+      fixed={
+          'titans.input_projection': 'streams',
+          'titans.conv_init': 'identity',
+      },
+      reads=('heads', 'titans.conv', 'titans.conv_width', *reads),
+  )
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    'hope': Architecture(
+        _TITANS, reads=('heads', 'titans', 'continuum'), levels=True
+    ),
+    'hope_attention': Architecture(
+        _ATTENTION,
+        reads=('heads', 'attention_window', 'rope_base', 'continuum'),
+        levels=True,
+        window=True,
+    ),
+    # Transformer++ with a norm of queries and keys.
+    'transformer': Architecture(
+        _ATTENTION,
+        reads=('heads', 'attention_window', 'rope_base'),
+        window=True,
+    ),
+    'titans': Architecture(_TITANS, fixed=_STATIC, reads=('heads', 'titans')),
+    'ttt': Architecture(
+        _TITANS,
+        fixed=_STATIC
+        | {
+            'titans.memory': 'mlp',
+            'titans.retention': False,
+            'titans.momentum': False,
+        },
+        reads=('heads', 'titans'),
+    ),
+    'linear_attention': _linear('linear_attention'),
+    'retnet': _linear('retnet', 'rope_base'),
+    'deltanet': _linear('deltanet'),
+    'gated_deltanet': _linear('gated_deltanet'),
+    'lstm': Architecture('hope_jax.models.lstm:Lstm'),
+    'srwm': Architecture('hope_jax.models.srwm:Srwm', reads=('heads',)),
+}
+
+
+def register(name: str, architecture: Architecture) -> None:
+  """Adds an architecture, which `model.architecture` may then name.
+
+  Raises:
+    ConfigError: the name is taken.
+  """
+  require(name not in ARCHITECTURES, f'architecture {name!r} is there already')
+  ARCHITECTURES[name] = architecture
+
+
+def require_known(name: str) -> None:
+  """Raises a ConfigError with the nearest name where there is no `name`."""
+  near = difflib.get_close_matches(name, ARCHITECTURES, n=1, cutoff=0.5)
+  hint = f'did you mean {near[0]!r}?' if near else (
+      f'known: {", ".join(ARCHITECTURES)}'
+  )
+  require(
+      name in ARCHITECTURES, f'unknown model.architecture {name!r}; {hint}'
+  )
+
+
+def _within(field: str, group: str) -> bool:
+  return f'{field}.'.startswith(f'{group}.')
+
+
+def reads(name: str, field: str) -> bool:
+  """Returns whether an architecture reads a field.
+
+  Args:
+    name: the architecture.
+    field: dotted field of ModelConfig, or a group of them, which is read if
+      any of its fields is. What is fixed is read as well.
+  """
+  entry = ARCHITECTURES[name]
+  own = (*entry.reads, *entry.fixed)
+  if any(_within(field, r) or _within(r, field) for r in own):
+    return True
+  some = (r for entry in ARCHITECTURES.values() for r in entry.reads)
+  return not any(_within(field, r) or _within(r, field) for r in some)
+
+
+def require_read(config: Any, given: Mapping[str, Any]) -> None:
+  """Refuses settings that the architecture would ignore or overrule.
+
+  Args:
+    config: the ModelConfig that was built of them.
+    given: the fields that were given for it, in nested groups or by dotted
+      name, with their values.
+
+  Raises:
+    ConfigError: the architecture does not read one of them, or fixes it to
+      another value.
+  """
+  name = config.architecture
+  fixed = ARCHITECTURES[name].fixed
+  for field, value in _flatten(given):
+    require(
+        reads(name, field),
+        f'model.{field} is not read by architecture {name!r}; leave it out',
+    )
+    require(
+        field not in fixed or fixed[field] == value,
+        f'model.{field} is {fixed.get(field)!r} in architecture {name!r}; got'
+        f' {value!r}; leave it out',
+    )
+
+
+def _flatten(
+    given: Mapping[str, Any], group: str = ''
+) -> Iterator[tuple[str, Any]]:
+  for name, value in given.items():
+    if isinstance(value, Mapping):
+      yield from _flatten(value, f'{group}{name}.')
+    else:
+      yield f'{group}{name}', value
