@@ -27,8 +27,15 @@ Layers = Literal['all', 'input', 'output', 'none']
 
 
 def unit(x: Array, eps: float = 1e-3) -> Array:
-  """x / |x| over the last axis; zero stays zero, with a finite gradient."""
-  return x / jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True) + eps * eps)
+  """x / |x| over the last axis; zero stays zero, and its derivative is zero.
+
+  It is x / sqrt(|x|^2 + eps^2) elsewhere, with a derivative of 1 / eps near
+  zero. Three in a row (of a stream, its key and a hidden vector) would make the
+  first key of a document, zero where keys are made of the tokens before, all of
+  a training step; and nothing is written at a zero key.
+  """
+  square = jnp.sum(x * x, axis=-1, keepdims=True)
+  return jnp.where(square > 0, x / jnp.sqrt(square + eps * eps), 0)
 
 
 class Bank(NamedTuple):

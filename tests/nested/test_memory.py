@@ -127,3 +127,17 @@ def test_unit_is_a_unit_vector_and_safe_at_zero():
   np.testing.assert_array_equal(dgd.unit(x)[1], 0)
   gradient = jax.grad(lambda x: jnp.sum(dgd.unit(x)))(x)
   assert np.isfinite(gradient).all()
+
+
+def test_a_zero_vector_has_no_direction_and_no_gradient(x64):
+  """If this fails, the first key of a document outweighs a training step."""
+  x = np.random.default_rng(0).normal(size=(3, K)) * [[1.0], [1e-2], [0.0]]
+  length = np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + 1e-6)
+  np.testing.assert_allclose(dgd.unit(x), x / length, rtol=1e-15)
+  slopes = jax.jit(jax.vmap(jax.jacobian(dgd.unit)))(x)
+  np.testing.assert_array_equal(slopes[2], 0)
+  expected = np.eye(K) - np.einsum('ci,cj->cij', x, x) / length[..., None] ** 2
+  expected /= length[..., None]
+  np.testing.assert_allclose(slopes[:2], expected[:2], rtol=1e-12)
+  curvature = jax.jacobian(jax.jacobian(dgd.unit))(x[2])
+  np.testing.assert_array_equal(curvature, 0)
