@@ -1,0 +1,252 @@
+"""Every option turned on, with every other that it can stand beside.
+
+Two families of runs, each two training steps, a checkpoint, a resume from it
+and an evaluation, by the command line: rows that hold all pairs of values of
+all switches and enumerations of the configuration, and each architecture x
+regime x memory x optimizer. A day takes a seeded sample, HOPE_SAMPLE another;
+`tests/run.sh --all` takes all.
+"""
+
+import datetime
+import functools
+import itertools
+import json
+import os
+import pathlib
+import random
+
+import jax
+import numpy as np
+import pytest
+
+import hope_jax
+from hope_jax import main as main_lib
+from hope_jax.config import Config, ConfigError
+from hope_jax.config.architectures import ARCHITECTURES, reads
+from hope_jax.optim.registry import OPTIMIZERS
+from tests.combinations import pairs
+
+# Runs of each family in a day's sample.
+DAILY = 8
+NOTHING = pathlib.Path(__file__).with_name('nothing.py')
+
+# The smallest sizes. Those that not every architecture reads are given where
+# one does.
+SIZES = {
+    'model.dim': 16,
+    'model.layers': 2,
+    'model.heads': 2,
+    'model.attention_window': 8,
+    'model.titans.chunk': 4,
+    'model.titans.projection_chunk': 4,
+    'model.titans.expansion': 2,
+    'data.sequence_length': 16,
+    'data.batch_size': 2,
+    'data.align': 4,
+    'data.holdout': 0.3,
+    'optimizer.warmup_steps': 0,
+    'train.steps': 2,
+    'train.log_every': 1,
+    'train.eval_every': 2,
+    'train.eval_batches': 1,
+    'train.checkpoint_every': 1,
+}
+
+
+def fields() -> dict[str, tuple]:
+  """Field -> values, of all enumerations and switches."""
+  found = dict(pairs.switches(Config))
+  found['model.architecture'] = tuple(ARCHITECTURES)
+  found['optimizer.name'] = tuple(OPTIMIZERS)
+  return found
+
+
+def settings(row: pairs.Row) -> pairs.Row:
+  """A row with the sizes that its architecture reads."""
+  name = row.get('model.architecture', 'hope')
+  sizes = {
+      field: value
+      for field, value in SIZES.items()
+      if not field.startswith('model.')
+      or reads(name, field.removeprefix('model.'))
+  }
+  if ARCHITECTURES[name].levels:
+    # In training steps, or in tokens.
+    in_context = row.get('model.continuum.regime') == 'in_context'
+    sizes['model.continuum.periods'] = (4, 8) if in_context else (1, 2)
+    if in_context:
+      sizes['model.continuum.learning_rates'] = (1e-2, 1e-2)
+  if row.get('data.source') != 'stdlib':
+    sizes['data.path'] = 'somewhere'
+  return sizes | row
+
+
+def refusal(row: pairs.Row) -> str:
+  """What the configuration says against a row; '' where it accepts it."""
+  try:
+    hope_jax.load(str(NOTHING), settings(row))
+  except ConfigError as error:
+    return str(error)
+  return ''
+
+
+@functools.cache
+def covering() -> tuple[list[pairs.Row], set[pairs.Pair]]:
+  """All rows, and the pairs that no row may hold."""
+  names = [{'model.architecture': name} for name in ARCHITECTURES]
+  in_context = {'model.continuum.regime': 'in_context'}
+  return pairs.cover(
+      fields(),
+      lambda row: not refusal(row),
+      [*names, in_context, *(name | in_context for name in names)],
+  )
+
+
+def product() -> list[pairs.Row]:
+  """Each architecture x regime x memory x optimizer that there is."""
+  every = fields()
+  names = (
+      'model.architecture', 'model.continuum.regime', 'model.titans.memory',
+      'optimizer.name',
+  )
+  rows = []
+  for values in itertools.product(*(every[name] for name in names)):
+    row = dict(zip(names, values))
+    kind = row['model.architecture']
+    row = {
+        field: value
+        for field, value in row.items()
+        if not field.startswith('model.')
+        or reads(kind, field.removeprefix('model.'))
+    }
+    if row not in rows and not refusal(row):
+      rows.append(row)
+  return rows
+
+
+def sample(family: str, rows: list[pairs.Row]) -> list:
+  """A day's rows; the others are slow tests."""
+  day = os.environ.get('HOPE_SAMPLE', datetime.date.today().isoformat())
+  chosen = random.Random(f'{day} {family}').sample(range(len(rows)), DAILY)
+  return [
+      pytest.param(row, id=f'{family}{i}', marks=()
+                   if i in chosen else pytest.mark.slow)
+      for i, row in enumerate(rows)
+  ]
+
+
+@pytest.fixture(scope='module', autouse=True)
+def shared_compilations(tmp_path_factory):
+  """A run, its resumption and its evaluation compile the same programs."""
+  options = {
+      'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')),
+      'jax_persistent_cache_min_compile_time_secs': 0.0,
+  }
+  before = {name: jax.config._read(name) for name in options}
+  for name, value in options.items():
+    jax.config.update(name, value)
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+
+
+@pytest.fixture(scope='module')
+def paths(tmp_path_factory):
+  """data.source -> data.path of the same thirty texts."""
+  array_record = pytest.importorskip(
+      'array_record.python.array_record_module',
+      reason='array_record is not installed',
+  )
+  tfds = pytest.importorskip(
+      'tensorflow_datasets', reason='tensorflow-datasets is not installed'
+  )
+  folder = tmp_path_factory.mktemp('texts')
+  texts = [f'text number {i} of a corpus. ' * 8 for i in range(30)]
+  for i, text in enumerate(texts):
+    (folder / f'{i}.txt').write_text(text)
+  writer = array_record.ArrayRecordWriter(
+      str(folder / 'all.array_record'), 'group_size:1'
+  )
+  for text in texts:
+    writer.write(text.encode())
+  writer.close()
+
+  class Texts(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version('1.0.0')
+    RELEASE_NOTES = {}
+    pkg_dir_path = folder
+
+    def _info(self):
+      features = tfds.features.FeaturesDict({'text': tfds.features.Text()})
+      return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+      return {'train': self._generate_examples()}
+
+    def _generate_examples(self):
+      yield from ((i, {'text': text}) for i, text in enumerate(texts))
+
+  builder = Texts(data_dir=folder / 'tfds', file_format='array_record')
+  builder.download_and_prepare()
+  return {
+      'stdlib': '',
+      'files': f'{folder}/*.txt',
+      'array_record': f'{folder}/*.array_record',
+      'tfds': str(builder.data_path),
+  }
+
+
+def records(workdir, step):
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  found = [json.loads(line) for line in lines]
+  timed = ('seconds', 'tokens_per_second')
+  return {
+      r['split']: {k: v for k, v in r.items() if k not in timed}
+      for r in found
+      if r['step'] == step
+  }
+
+
+def run_whole(row: pairs.Row, paths: dict, workdir, capsys) -> None:
+  """Trains, resumes and evaluates a row by the command line."""
+  source = row.get('data.source', 'files')
+  given = settings({'data.source': source} | row) | {'data.path': paths[source]}
+  train = ['train', f'--config={NOTHING}', f'--workdir={workdir}'] + [
+      f'--config.{field}={value}'
+      for field, value in given.items()
+      if value != ''
+  ]
+  assert main_lib.main(train) == 0, capsys.readouterr().err
+  made = records(workdir, 2)
+  assert np.isfinite(made['train']['loss'])
+  assert made['train']['grad_norm'] < 100, made
+  assert main_lib.main([*train, '--checkpoint_step=1']) == 0
+  assert records(workdir, 2) == made  # bit for bit
+  capsys.readouterr()
+  assert main_lib.main(['eval', f'--workdir={workdir}']) == 0
+  evaluated = json.loads(capsys.readouterr().out)
+  assert evaluated['loss'] == pytest.approx(made['heldout']['loss'], rel=1e-5)
+
+
+@pytest.mark.parametrize('row', sample('pairs', covering()[0]))
+def test_pairs(row, paths, tmp_path, capsys):
+  """If it fails, two options that are offered together do not work together."""
+  run_whole(row, paths, tmp_path / 'run', capsys)
+
+
+@pytest.mark.parametrize('row', sample('product', product()))
+def test_product(row, paths, tmp_path, capsys):
+  """If it fails, an architecture cannot be trained by an optimizer."""
+  run_whole(row, paths, tmp_path / 'run', capsys)
+
+
+def test_what_is_refused_is_known():
+  """If it fails, the configuration refuses what could run, or says it badly."""
+  unexplained = []
+  for pair in covering()[1]:
+    row = dict(pair)
+    said = refusal(row)
+    assert '\n' not in said and len(said) < 300, said
+    if not any(explains(row) for explains in REFUSED.values()):
+      unexplained.append((pair, said))
+  assert not unexplained
