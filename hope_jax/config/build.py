@@ -80,7 +80,7 @@ def build(kind: type, values: Any, path: str = '') -> Any:
 def _coerce(value: Any, kind: Any, path: str) -> Any:
   """Returns `value` as `kind`, or says what `path` would accept."""
   origin = typing.get_origin(kind)
-  if dataclasses.is_dataclass(kind):
+  if isinstance(kind, type) and dataclasses.is_dataclass(kind):
     return build(kind, value, path)
   if origin is Literal:
     options = typing.get_args(kind)

@@ -7,7 +7,7 @@ shows which); here a field's declared type says how its text is read.
 """
 
 import ast
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import importlib.util
 import pathlib
@@ -135,16 +135,6 @@ def override(
     if isinstance(value, str):
       value = _value(name, value, kind)
     group[field] = value
-
-
-def given(values: Mapping[str, Any], path: str = '') -> Iterator[str]:
-  """Yields the dotted names of the fields that `values` sets."""
-  for name, value in values.items():
-    where = f'{path}.{name}' if path else name
-    if isinstance(value, Mapping):
-      yield from given(value, where)
-    else:
-      yield where
 
 
 def find(name: str) -> pathlib.Path:

@@ -42,14 +42,15 @@ def groups(kind: type, path: str = '') -> Iterator[Group]:
   """
   declared, fields, inner = _declared(kind), [], {}
   for f in dataclasses.fields(kind):
-    made = f.default_factory is not dataclasses.MISSING
-    default = f.default_factory() if made else f.default
+    factory = f.default_factory
+    default, shown = f.default, declared[f.name]
+    if factory is not dataclasses.MISSING:
+      default = factory()
+      shown = shown._replace(default=repr(default))
     if dataclasses.is_dataclass(default):
       inner[f.name] = type(default)
-    elif made:
-      fields.append(declared[f.name]._replace(default=repr(default)))
     else:
-      fields.append(declared[f.name])
+      fields.append(shown)
   summary = ' '.join((inspect.getdoc(kind) or '').split('\n\n')[0].split())
   yield Group(path, summary, tuple(fields))
   for name, group in inner.items():

@@ -197,13 +197,3 @@ def test_experiments_by_name(tmp_path, monkeypatch):
   for name in ('quikstart', '../tiny.py', '/experiments/tiny.py'):
     with pytest.raises(ConfigError, match='no file'):
       experiment.find(name)
-
-
-def test_given():
-  """If it fails, a field that was set is taken for a default, or the reverse.
-  """
-  values = experiment.load('tiny')
-  experiment.override(values, [('model.titans.dgd', 'true')], config_lib.Config)
-  names = set(experiment.given(values))
-  assert {'model.titans.dgd', 'model.titans.chunk', 'train.steps'} <= names
-  assert not {'model.titans', 'model.titans.momentum', 'workdir'} & names
