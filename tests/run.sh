@@ -27,4 +27,5 @@ failed=0
 # One worker a core, four at most: each compiles, and needs up to 4 GB.
 "$PYTHON" -m pytest -n auto --maxprocesses 4 ${arguments[@]+"${arguments[@]}"} || failed=$?
 "$PYTHON" -m ruff check --quiet --output-format concise . || failed=1
+"$PYTHON" -m pyright --pythonpath "$PYTHON" || failed=1
 exit "$failed"

@@ -8,6 +8,7 @@ an import inside a function counts too.
 import ast
 import collections
 import pathlib
+import sys
 
 import pytest
 
@@ -15,8 +16,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # A layer imports from itself and from layers further down.
 LAYERS = (
-    {'main', 'quickstart', 'plan'},
-    {'evals', 'infer', 'train', 'convert'},
+    {'main'},
+    {'commands', 'plan'},
+    {'studies'},
+    {'run'},
+    {'evals', 'infer', 'train', 'report', 'convert'},
     {'models', 'optim', 'data', 'tasks', 'sharding', 'distributed'},
     {'nested'},
     {'kernels'},
@@ -27,25 +31,32 @@ DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
 # The configuration stands beside the layers: these read it, kernels and nested
 # take plain arguments.
 READS_CONFIG = (
-    'main.py', 'quickstart.py', 'plan.py', 'evals/',
-    'infer/', 'train/', 'convert/', 'models/', 'optim/factory.py', 'data/',
-    'sharding.py', 'config/',
+    'main.py', 'commands.py', 'run.py', 'plan.py', 'studies/', 'evals/',
+    'infer/', 'train/', 'convert/', 'models/', 'optim/factory.py',
+    'optim/registry.py', 'data/', 'sharding.py', 'config/',
 )
 
 # Libraries that live in one place only, by the path below hope_jax.
 ONLY_IN = {
     'flax': 'models/',
     'grain': 'data/',
+    'jinja2': 'report/',
+    'matplotlib': 'report/',
     'orbax': 'train/checkpoint.py',
 }
 # Libraries that must not come in at all: deprecated, or heavy for what they do.
 BANNED = {'chex', 'clu', 'tensorflow', 'torch'}
-# What the folders of pure maths may import from outside the package.
+# What these folders may import from outside the package: those of pure maths,
+# and the one of pure text and pictures.
 PURE = {
     'kernels': {'jax', 'numpy'},
     'nested': {'jax', 'numpy'},
     'optim': {'jax', 'numpy', 'optax'},
+    'report': {'jinja2', 'matplotlib', 'numpy'},
 }
+# What an evaluation has no use for: it turns a model into numbers.
+TRAINS = ('hope_jax.train.loop', 'hope_jax.train.setup', 'hope_jax.train.step',
+          'hope_jax.optim')
 STANDARD = {
     '__future__', 'collections', 'dataclasses', 'enum', 'functools',
     'itertools', 'math', 'operator', 're', 'typing', 'warnings',
@@ -86,7 +97,7 @@ def violations(root: pathlib.Path) -> list[str]:
       top, *rest = name.split('.')
       if top == 'hope_jax':
         fault = _fault_inside(
-            owner, inside.as_posix(), rest[0] if rest else ''
+            owner, inside.as_posix(), rest[0] if rest else '', name
         )
       else:
         fault = _fault_outside(owner, inside.as_posix(), top)
@@ -102,13 +113,21 @@ def violations(root: pathlib.Path) -> list[str]:
   return wrong
 
 
-def _fault_inside(owner: str, inside: str, target: str) -> str:
-  """Returns what is wrong with `inside` importing hope_jax.`target`, or ''."""
+def _fault_inside(owner: str, inside: str, target: str, name: str) -> str:
+  """Returns what is wrong with `inside` importing `name`, or ''."""
+  if inside == '__init__.py':
+    return ''  # The face: it names what others have, and imports it when asked.
   if target == 'config':
     allowed = inside.startswith(READS_CONFIG)
     return '' if allowed else f'{owner} takes plain arguments, never a config'
-  if owner in ('__init__', 'config'):
-    return f'{owner} imports nothing of the package'
+  if owner == 'config':
+    return 'config imports nothing of the package'
+  if owner == 'main':
+    return 'main names its commands, so that --help imports nothing'
+  if owner == 'report' and target != 'report':
+    return 'report takes numbers, and imports nothing of the package'
+  if owner == 'evals' and name.startswith(TRAINS):
+    return 'evals measure, and train nothing'
   if target not in DEPTH:
     return f'{target!r} has no place in the layers'
   if DEPTH[target] < DEPTH[owner]:
@@ -125,7 +144,8 @@ def _fault_outside(owner: str, inside: str, library: str) -> str:
   if home and not inside.startswith(home):
     return f'{library} is imported in {home} alone'
   allowed = PURE.get(owner)
-  if allowed and library not in allowed | STANDARD:
+  standard = sys.stdlib_module_names if owner == 'report' else STANDARD
+  if allowed and library not in allowed | standard:
     return f'{owner} imports {", ".join(sorted(allowed))} only'
   return ''
 
@@ -192,6 +212,21 @@ def test_no_cycles():
          'grain is imported in data/ alone'),
         ('hope_jax/optim/a.py', 'import ml_collections',
          'optim imports jax, numpy, optax only'),
+        ('hope_jax/main.py', 'from hope_jax import run',
+         'main names its commands'),
+        ('hope_jax/report/a.py', 'from hope_jax import types',
+         'report takes numbers'),
+        ('hope_jax/report/a.py', 'import jax', 'report imports jinja2'),
+        ('hope_jax/studies/a.py', 'import matplotlib.pyplot as plt',
+         'matplotlib is imported in report/ alone'),
+        ('hope_jax/evals/a.py', 'from hope_jax.train import loop',
+         'evals measure, and train nothing'),
+        ('hope_jax/evals/a.py', 'from hope_jax import optim',
+         'evals measure, and train nothing'),
+        ('hope_jax/run.py', 'from hope_jax.studies import runner',
+         'studies stands above run'),
+        ('hope_jax/config/a.py', 'from hope_jax import types',
+         'config imports nothing'),
         ('hope_jax/data/a.py', 'import tensorflow as tf',
          'tensorflow is not used'),
         ('hope_jax/utils.py', '', 'utils has no place'),
@@ -226,6 +261,10 @@ def test_what_is_allowed_passes(tmp_path):
        '\nfrom hope_jax.kernels.dgd import api\nfrom hope_jax.types import A'),
       ('hope_jax/models/lm.py', 'from flax import linen as nn'),
       ('hope_jax/train/checkpoint.py', 'import orbax.checkpoint'),
+      ('hope_jax/__init__.py', 'from hope_jax.run import load'),
+      ('hope_jax/main.py', 'from hope_jax.config import fields'),
+      ('hope_jax/report/charts.py', 'import json\nimport matplotlib'),
+      ('hope_jax/evals/text.py', 'from hope_jax.train import losses'),
       ('hope_jax/optim/factory.py', 'from hope_jax import config'),
       ('hope_jax/optim/m3.py', 'import optax\nimport functools'),
       ('experiments/quickstart.py', 'import ml_collections'),

@@ -10,9 +10,10 @@ import time
 
 import pytest
 
+import hope_jax
+from hope_jax import commands, run
 from hope_jax import main as main_lib
-from hope_jax.config import experiment as experiment_lib
-from hope_jax.evals import sweep
+from hope_jax.models import factory
 from tests import standin
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -21,7 +22,7 @@ TINY = str(ROOT / 'experiments' / 'tiny.py')
 
 @pytest.fixture(autouse=True)
 def small_model(monkeypatch):
-  monkeypatch.setattr(main_lib, 'language_model', standin.Standin)
+  monkeypatch.setattr(factory, 'language_model', standin.Standin)
 
 
 @pytest.fixture(scope='module')
@@ -48,7 +49,7 @@ def train_args(corpus, workdir, *more):
 def trained(corpus, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('main') / 'run'
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(main_lib, 'language_model', standin.Standin)
+    patch.setattr(factory, 'language_model', standin.Standin)
     assert main_lib.main(train_args(corpus, workdir)) == 0
   return workdir
 
@@ -122,8 +123,10 @@ def test_checkpoint_step(trained, capsys):
          '/no/*'),
         (['train', '--wrokdir=x'], 'wrokdir'),
         (['train', '--checkpoint_step=one'], 'checkpoint_step'),
-        (['trian'], 'train, eval, generate'),
+        (['trian'], "did you mean 'train'?"),
         (['train', 'eval'], 'train, eval, generate'),
+        (['train', '--prompt=x'], 'train does not read --prompt'),
+        (['train', '--config.data.text_field=None'], 'takes no None'),
     ],
 )
 def test_bad_arguments(args, message, tmp_path, capsys):
@@ -192,78 +195,84 @@ def test_full_disk(corpus, small_disk, capfd):
   assert main_lib.main(['eval', f'--workdir={small_disk / "run"}']) == 0
 
 
-def test_overrides():
-  """If it fails, some field cannot be set, or gets a value of another type.
-
-  Most are not mentioned in the experiment file.
-  """
-  rest, overrides = experiment_lib.split([
-      'train', '--config.data.path=123', '--config.model.titans.eta_max=0.5',
-      '--config.model.continuum.periods', '1,8', '--seed=3',
-      '--config.model.tie_embeddings', 'true', '--config.model.titans.momentum',
-      'False', '--config.optimizer.learning_rate=1',
-  ])
-  assert rest == ['train', '--seed=3']
-  config = main_lib.load_config(TINY, 'x', overrides)
-  assert config.data.path == '123'
-  assert config.model.titans.eta_max == 0.5
-  assert config.model.continuum.periods == (1, 8)
-  assert config.model.tie_embeddings is True
-  assert config.model.titans.momentum is False
-  assert config.optimizer.learning_rate == 1.0
-  assert config.model.dim == 32  # From the file.
-  none = [('model.titans.eta_max', 'none')]
-  assert main_lib.load_config(TINY, 'x', none).model.titans.eta_max is None
-
-
-@pytest.mark.parametrize(
-    ('text', 'seeds'), [('0', (0,)), ('0,1', (0, 1)), ('(2,)', (2,))]
-)
-def test_a_list_of_numbers(text, seeds):
-  """If it fails, a list of one number must be written in Python."""
-  values = {}
-  experiment_lib.override(values, [('seeds', text)], sweep.SweepConfig)
-  assert values == {'seeds': seeds}
-
-
-@pytest.mark.parametrize(
-    ('text', 'columns'),
-    [('8', ('8',)), ('4,8', ('4', '8')), ('x', ('x',)), ("('a',)", ('a',))],
-)
-def test_a_list_of_words(text, columns):
-  """If it fails, words that look like numbers are refused."""
-  values = {}
-  experiment_lib.override(values, [('columns_run', text)], sweep.SweepConfig)
-  assert values == {'columns_run': columns}
-
-
-def test_experiment_with_an_argument(tmp_path):
-  """If it fails, `--config=file.py:argument` does not reach get_config."""
-  path = tmp_path / 'sized.py'
-  path.write_text(
-      'import ml_collections\n'
-      'def get_config(size):\n'
-      '  return ml_collections.ConfigDict({"model": {"dim": int(size)}})\n'
-  )
-  config = main_lib.load_config(f'{path}:64', None)
-  assert config.model.dim == 64
-  assert config.workdir == os.path.join('runs', 'sized')
-
-
 def test_help(capsys):
   """If it fails, --help does not say what there is."""
   assert main_lib.main(['--help']) == 0
   text = capsys.readouterr().out
-  for word in ('train', 'eval', 'generate', '--prompt', '--temperature',
-               '--checkpoint_step', '--config.model.dim', 'Ctrl-C'):
+  for word in (*main_lib.COMMANDS, '--config.model.titans.', 'Ctrl-C', 'chunk=',
+               'and it is run', '--help_config'):
     assert word in text
-  assert max(map(len, text.splitlines())) <= 80
+  for command, entry in main_lib.COMMANDS.items():
+    assert main_lib.main([command, '--help']) == 0
+    text = capsys.readouterr().out
+    assert [f for f in entry.flags if f'--{f}:' not in text] == []
+    assert max(map(len, text.splitlines())) <= 80
+  assert main_lib.main(['--help_config=model.continuum']) == 0
+  text = capsys.readouterr().out
+  assert 'periods=(1, 4, 16)' in text and 'titans' not in text
+  assert main_lib.main(['--help_config=model.continum']) == 2
+  assert "did you mean 'model.continuum'?" in capsys.readouterr().err
+
+
+def test_commands_exist():
+  """If it fails, a command that is advertised ends in an ImportError."""
+  for entry in main_lib.COMMANDS.values():
+    assert callable(main_lib._resolve(entry.function))
+
+
+@pytest.mark.parametrize(
+    ('code', 'absent'),
+    [
+        (
+            "from hope_jax import main; main.main(['--help'])",
+            ('jax', 'flax', 'orbax', 'grain', 'optax'),
+        ),
+        (
+            "from hope_jax import main; main.main(['train', '--helpfull'])",
+            ('jax', 'flax', 'orbax', 'grain', 'optax'),
+        ),
+        (
+            "from hope_jax import main; assert main.main(['trian']) == 2",
+            ('jax', 'flax', 'orbax', 'grain', 'optax'),
+        ),
+        ('from hope_jax import optim', ('flax', 'orbax', 'grain')),
+        ('from hope_jax import dgd_recurrence', ('flax', 'orbax', 'grain')),
+        ('from hope_jax import Config', ('jax', 'flax', 'orbax', 'grain')),
+    ],
+)
+def test_imports_wait_until_they_are_needed(code, absent):
+  """If it fails, a word of help costs the seconds that JAX takes to come up."""
+  code += f'\nimport sys; print("loaded:", *({set(absent)} & set(sys.modules)))'
+  done = subprocess.run(
+      [sys.executable, '-c', code], cwd=ROOT, text=True, check=True,
+      capture_output=True,
+  )
+  assert done.stdout.splitlines()[-1] == 'loaded:'
+
+
+def test_the_face(corpus, tmp_path):
+  """If it fails, a notebook cannot do what the command line does."""
+  assert set(hope_jax.__all__) <= set(dir(hope_jax))
+  for name in hope_jax.__all__:
+    assert getattr(hope_jax, name) is not None
+  with pytest.raises(AttributeError, match='nothing_of_the_kind'):
+    getattr(hope_jax, 'nothing_of_the_kind')  # noqa: B009
+  config = hope_jax.load(TINY, {
+      'data.source': 'files', 'data.path': f'{corpus}/*.txt',
+      'data.holdout': 0.2, 'data.sequence_length': 32, 'train.steps': 4,
+      'train.checkpoint_every': 2, 'optimizer.warmup_steps': 1,
+      'workdir': str(tmp_path / 'run'),
+  })
+  assert isinstance(config, hope_jax.Config)
+  result = hope_jax.train(config, progress=False)
+  assert result.stopped == 'done' and int(result.state.step) == 4
+  assert run.evaluate(config)['loss'] == result.history[-1]['loss']
 
 
 def test_going_on_leaves_out_the_old_checkpoint():
   """If it fails, the printed command starts from the same old step again."""
   for flag in (['--checkpoint_step=2'], ['--checkpoint_step', '2']):
-    line = main_lib._again(['train', *flag, '--config=a b.py'])
+    line = commands.again(['train', *flag, '--config=a b.py'])
     assert line.endswith("-m hope_jax.main train '--config=a b.py'")
 
 
@@ -274,8 +283,9 @@ def test_ctrl_c(corpus, tmp_path, capsys):
   """
   workdir = tmp_path / 'run'
   script = (
-      'import sys\nfrom hope_jax import main\nfrom tests import standin\n'
-      'main.language_model = standin.Standin\n'
+      'import sys\nfrom hope_jax import main\n'
+      'from hope_jax.models import factory\nfrom tests import standin\n'
+      'factory.language_model = standin.Standin\n'
       'sys.exit(main.main(sys.argv[1:]))\n'
   )
   args = train_args(

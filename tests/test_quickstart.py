@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from hope_jax import main as main_lib
-from hope_jax import quickstart
+from hope_jax import quickstart, run
 from hope_jax.models import factory
 from hope_jax.train import loop
 from tests import standin
@@ -118,7 +118,7 @@ def test_limited_time():
 @pytest.mark.parametrize('form', ['', ':five_minutes', ':hour'])
 def test_forms(form):
   """If it fails, the documented command does not start."""
-  config = main_lib.load_config(QUICKSTART + form, None)
+  config = run.load(QUICKSTART + form)
   assert config.workdir.startswith('runs/quickstart')
   assert ('hour' in config.workdir) == ('hour' in form)
 

@@ -1,6 +1,6 @@
 """From plain values to checked dataclasses, with errors that teach."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import dataclasses
 import difflib
 import types
@@ -26,6 +26,22 @@ def positive(config: Any, *names: str) -> None:
         value > 0,
         f'{type(config).__name__}.{name} must be positive; got {value}',
     )
+
+
+def nearest(name: str, names: Iterable[str], otherwise: str) -> str:
+  """Returns what to say of a name that does not exist."""
+  names = list(names)
+  near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+  if near:
+    return f'did you mean {near[0]!r}?'
+  return f'{otherwise}: {", ".join(names)}'
+
+
+def options_of(kind: Any) -> tuple[Any, ...]:
+  """Returns the types that a declared type allows: itself, or its options."""
+  if typing.get_origin(kind) in (types.UnionType, typing.Union):
+    return typing.get_args(kind)
+  return (kind,)
 
 
 def build(kind: type, values: Any, path: str = '') -> Any:
@@ -54,11 +70,9 @@ def build(kind: type, values: Any, path: str = '') -> Any:
   for name, value in values.items():
     where = f'{path}.{name}' if path else name
     if name not in names:
-      near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-      hint = f'fields: {", ".join(names)}'
-      if near:
-        hint = f'did you mean {near[0]!r}?'
-      raise ConfigError(f'unknown field {where!r}; {hint}')
+      raise ConfigError(
+          f'unknown field {where!r}; {nearest(name, names, "fields")}'
+      )
     kwargs[name] = _coerce(value, hints[name], where)
   return kind(**kwargs)
 
@@ -66,7 +80,7 @@ def build(kind: type, values: Any, path: str = '') -> Any:
 def _coerce(value: Any, kind: Any, path: str) -> Any:
   """Returns `value` as `kind`, or says what `path` would accept."""
   origin = typing.get_origin(kind)
-  if dataclasses.is_dataclass(kind):
+  if isinstance(kind, type) and dataclasses.is_dataclass(kind):
     return build(kind, value, path)
   if origin is Literal:
     options = typing.get_args(kind)
@@ -75,9 +89,17 @@ def _coerce(value: Any, kind: Any, path: str) -> Any:
         f'{path} must be one of {", ".join(map(repr, options))}; got {value!r}',
     )
     return value
-  if origin in (types.UnionType, typing.Union):
-    inner = [k for k in typing.get_args(kind) if k is not type(None)]
-    return None if value is None else _coerce(value, inner[0], path)
+  options = options_of(kind)
+  if len(options) > 1:
+    return _first_fitting(value, options, path)
+  if kind is Any:
+    return value
+  if kind is dict or origin is dict:
+    require(
+        isinstance(value, Mapping),
+        f'{path} must be names with values; got {value!r}',
+    )
+    return dict(value)
   if origin is tuple:
     require(
         isinstance(value, (tuple, list)),
@@ -92,3 +114,17 @@ def _coerce(value: Any, kind: Any, path: str) -> Any:
       f'{path} must be {kind.__name__}; got {value!r}',
   )
   return value
+
+
+def _first_fitting(value: Any, options: tuple[Any, ...], path: str) -> Any:
+  """Returns `value` as the first of the types that takes it."""
+  if value is None and type(None) in options:
+    return None
+  fault = None
+  for option in options:
+    if option is not type(None):
+      try:
+        return _coerce(value, option, path)
+      except ConfigError as error:
+        fault = fault or error
+  raise fault or ConfigError(f'{path} must be None; got {value!r}')

@@ -1,0 +1,106 @@
+"""The commands of `hope_jax.main`: each does one thing, and says what it did.
+
+Each takes the parsed command line and returns the exit code.
+"""
+
+from collections.abc import Sequence
+import json
+import shlex
+import sys
+from typing import Any, NamedTuple
+
+import jax
+
+from hope_jax import quickstart as quickstart_lib
+from hope_jax import run, sharding
+from hope_jax.config import ConfigError
+
+# Exit codes of a run that a signal stopped, as shells count them.
+_EXIT_CODES = {'SIGINT': 130, 'SIGTERM': 143}
+
+
+class Arguments(NamedTuple):
+  """A parsed command line."""
+
+  flags: Any  # The values of main's flags, by attribute.
+  overrides: Sequence[tuple[str, str]]  # Of --config.NAME=TEXT.
+  line: Sequence[str]  # As it was given.
+
+
+def again(args: Sequence[str]) -> str:
+  """Returns the command line that goes on with a run."""
+  kept, args = [], list(args)
+  while args:
+    arg = args.pop(0)
+    if arg == '--checkpoint_step':
+      args.pop(0)
+    elif not arg.startswith('--checkpoint_step='):
+      kept.append(arg)
+  return shlex.join([sys.executable, '-m', 'hope_jax.main', *kept])
+
+
+def _load(args: Arguments) -> run.Config:
+  return run.load(
+      args.flags.config, args.overrides, workdir=args.flags.workdir
+  )
+
+
+def _stopped(why: str, args: Arguments) -> int:
+  """Tells how to go on with a run that is not done; returns the exit code."""
+  if why != 'done':
+    print(f'stopped ({why}) and saved; to go on:\n  {again(args.line)}',
+          file=sys.stderr)
+  return _EXIT_CODES.get(why, 0)
+
+
+def train(args: Arguments) -> int:
+  """Trains, and says where everything is."""
+  config = _load(args)
+  result = run.train(config, checkpoint_step=args.flags.checkpoint_step)
+  print(f'step {int(result.state.step)} of {config.train.steps}; everything is'
+        f' in {config.workdir}', file=sys.stderr)
+  return _stopped(result.stopped, args)
+
+
+def quickstart(args: Arguments) -> int:
+  """Trains, measures and reports."""
+  if not (args.flags.config or args.flags.workdir):
+    args.flags.config = 'quickstart'
+  results = quickstart_lib.run(
+      _load(args), checkpoint_step=args.flags.checkpoint_step
+  )
+  return _stopped(results['training']['stopped'], args)
+
+
+def evaluate(args: Arguments) -> int:
+  """Prints held-out metrics as a line of JSON."""
+  print(json.dumps(run.evaluate(_load(args), args.flags.checkpoint_step)))
+  return 0
+
+
+def generate(args: Arguments) -> int:
+  """Prints a prompt and what the model makes of it."""
+  config, flags = _load(args), args.flags
+  with jax.set_mesh(sharding.make_mesh(config.mesh)):
+    session = run.session(config, flags.checkpoint_step)
+    session.feed(flags.prompt)
+    written = session.generate(
+        flags.tokens, temperature=flags.temperature, seed=flags.seed
+    )
+  print(flags.prompt + written)
+  return 0
+
+
+def study(args: Arguments) -> int:
+  """Runs what is missing of a table of small runs, and prints the table."""
+  # Only here: a study draws charts, which no other command needs.
+  from hope_jax.studies import runner
+
+  if not args.flags.config:
+    raise ConfigError('study needs --config=experiments/NAME.py')
+  return runner.command(
+      args.flags.config,
+      args.overrides,
+      workdir=args.flags.workdir,
+      render=args.flags.render,
+  )

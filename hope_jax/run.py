@@ -1,0 +1,155 @@
+"""A run, from its configuration: load, train, restore, evaluate.
+
+What the command line does, for a notebook or another program:
+
+  import hope_jax
+
+  config = hope_jax.load('tiny', {'train.steps': 4, 'workdir': 'runs/four'})
+  result = hope_jax.train(config)
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import os
+from typing import Any
+
+import jax
+
+from hope_jax import config as config_lib
+from hope_jax import sharding
+from hope_jax.config import Config, ConfigError, experiment
+from hope_jax.data import pipeline
+from hope_jax.data import tokenizer as tokenizer_lib
+from hope_jax.evals import language
+from hope_jax.infer.session import Session
+from hope_jax.models import factory
+from hope_jax.train import checkpoint as checkpoint_lib
+from hope_jax.train import loop
+from hope_jax.train import state as state_lib
+from hope_jax.types import PyTree
+
+# A str among the values is read as on the command line: '1,4' is (1, 4).
+Overrides = Mapping[str, Any] | Sequence[tuple[str, Any]]
+
+
+def load(
+    path: str | None = None,
+    overrides: Overrides = (),
+    *,
+    workdir: str | None = None,
+) -> Config:
+  """Builds the configuration of a run.
+
+  Args:
+    path: an experiment file, which is Python and is run; the name of one that
+      comes with the package; either with `:ARGUMENT`. None: the configuration
+      of the workdir.
+    overrides: dotted field names and their values, on top of it.
+    workdir: folder of the run; None: what the experiment says, else runs/NAME.
+
+  Raises:
+    ConfigError: neither is given, or something in them is wrong.
+  """
+  if path:
+    values = experiment.load(path)
+  elif workdir:
+    values = config_lib.to_dict(checkpoint_lib.load_config(workdir))
+  else:
+    raise ConfigError('give --config=experiments/NAME.py or --workdir=FOLDER')
+  experiment.override(values, overrides, Config)
+  if workdir:
+    values['workdir'] = workdir
+  config = config_lib.from_dict(values)
+  if path and not config.workdir:
+    name, _ = os.path.splitext(os.path.basename(path.partition(':')[0]))
+    config = dataclasses.replace(config, workdir=os.path.join('runs', name))
+  needed = tokenizer_lib.vocab_size(config.data)
+  if config.model.vocab_size < needed:
+    raise ConfigError(
+        f'model.vocab_size is {config.model.vocab_size}, but the tokenizer has'
+        f' {needed} ids; add --config.model.vocab_size={needed}'
+    )
+  return config
+
+
+def train(
+    config: Config,
+    *,
+    checkpoint_step: int | None = None,
+    progress: bool = True,
+) -> loop.Result:
+  """Trains the model of a configuration on its text.
+
+  Args:
+    config: the run; it goes on from what its workdir holds. With an empty
+      workdir nothing is written.
+    checkpoint_step: go on from this checkpoint instead of the latest.
+    progress: show a bar with the time left, the loss and the speed.
+
+  Returns:
+    The state at the end, the history and why it ended.
+
+  Raises:
+    ConfigError, FloatingPointError: as `train.loop.train`.
+  """
+  model = factory.language_model(config.model)
+  processes = {
+      'process_index': jax.process_index(),
+      'process_count': jax.process_count(),
+  }
+
+  def heldout_metrics(params: PyTree) -> dict[str, float]:
+    batches = pipeline.heldout_batches(
+        config.data, config.train.eval_batches, **processes
+    )
+    return language.evaluate(model, params, batches)
+
+  return loop.train(
+      model,
+      pipeline.train_batches(config.data, **processes),
+      config,
+      evaluate=heldout_metrics,
+      checkpoint_step=checkpoint_step,
+      progress=progress,
+  )
+
+
+def restore(
+    config: Config, checkpoint_step: int | None = None
+) -> tuple[Any, PyTree]:
+  """Returns the model of a workdir and its trained parameters.
+
+  Args:
+    config: the run; all but its model may differ from what was trained.
+    checkpoint_step: which checkpoint; None: the latest.
+
+  Raises:
+    ConfigError: there is none, it is damaged, or it is of another model.
+  """
+  checkpoint_lib.require_same(
+      config, may_change=lambda field: not field.startswith('model.')
+  )
+  model = factory.language_model(config.model)
+  mesh = sharding.make_mesh(config.mesh)
+  shapes = state_lib.param_shapes(model, config.data.sequence_length, mesh)
+  checkpoints = checkpoint_lib.Checkpoints(config)
+  try:
+    return model, checkpoints.restore_params(shapes, checkpoint_step)
+  finally:
+    checkpoints.close()
+
+
+def evaluate(
+    config: Config, checkpoint_step: int | None = None
+) -> dict[str, float]:
+  """Returns loss, bits per byte and their like of held-out text."""
+  model, params = restore(config, checkpoint_step)
+  batches = pipeline.heldout_batches(config.data, config.train.eval_batches)
+  with jax.set_mesh(sharding.make_mesh(config.mesh)):
+    return language.evaluate(model, params, batches)
+
+
+def session(config: Config, checkpoint_step: int | None = None) -> Session:
+  """Returns a fresh memory of a trained model, to be read to and asked."""
+  model, params = restore(config, checkpoint_step)
+  return Session(model, params, tokenizer_lib.load_tokenizer(config.data))
