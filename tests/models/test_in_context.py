@@ -10,6 +10,7 @@ import pytest
 
 from hope_jax.config import ContinuumConfig, ModelConfig
 from hope_jax.models.factory import language_model
+from hope_jax.models.lm import LanguageModel
 
 CONFIG = ModelConfig(
     architecture='hope_attention',
@@ -43,7 +44,7 @@ def hope():
 def test_it_learns_after_the_first_chunk(hope):
   """If this fails, fast weights never move, or move before they may."""
   model, params, apply = hope
-  plain, _ = model.inner.apply({'params': params}, TOKENS)
+  plain, _ = LanguageModel(CONFIG).apply({'params': params}, TOKENS)
   logits, state = apply(TOKENS)
   gap = np.abs(logits - plain).max(axis=(0, 2))
   assert gap[:4].max() < 1e-5
