@@ -91,7 +91,8 @@ def fast_state(
 
 def _where(flag, new, old):
   def leaf(a, b):
-    return jnp.where(flag.reshape(*flag.shape, *(1,) * (b.ndim - flag.ndim)), a, b)
+    due = flag.reshape(*flag.shape, *(1,) * (b.ndim - flag.ndim))
+    return jnp.where(due, a, b)
 
   return jax.tree.map(leaf, new, old)
 
