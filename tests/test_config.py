@@ -3,7 +3,12 @@
 import pytest
 
 from hope_jax import config as config_lib
-from hope_jax.config import ConfigError, ModelConfig, architectures
+from hope_jax.config import (
+  ConfigError,
+  ContinuumConfig,
+  ModelConfig,
+  architectures,
+)
 from hope_jax.config.architectures import ARCHITECTURES
 
 
@@ -28,6 +33,38 @@ from hope_jax.config.architectures import ARCHITECTURES
                 'data': {'align': 1},
             },
             'align=1, chunk=16',
+        ),
+        (
+            {'model': {'continuum': {'variant': 'nested'}}},
+            "got regime='outer'",
+        ),
+        (
+            {'model': {'continuum': {'outer_gradient': 'exact'}}},
+            "outer_gradient is read under regime='in_context' only",
+        ),
+        (
+            {'model': {'continuum': {'regime': 'in_context'}}},
+            'must be at least 2 tokens; got (1, 4, 16)',
+        ),
+        (
+            {
+                'model': {
+                    'continuum': {
+                        'regime': 'in_context', 'periods': (8, 16),
+                        'learning_rates': (0.1, 0.1, 0.1),
+                    },
+                },
+            },
+            '3 for 2 periods',
+        ),
+        (
+            {
+                'model': {
+                    'continuum': {'regime': 'in_context', 'periods': (6, 12)},
+                },
+                'data': {'align': 16},
+            },
+            'align=16, periods=(6, 12)',
         ),
     ],
 )
@@ -90,6 +127,12 @@ def test_a_setting_without_effect_is_refused(architecture, given, complaint):
 def test_a_setting_with_effect_is_taken(architecture, given):
   """If it fails, an architecture cannot be set up."""
   architectures.require_read(ModelConfig(architecture=architecture), given)
+
+
+def test_one_rate_is_every_levels():
+  """If it fails, a level's rate is not what config.json says."""
+  config = ContinuumConfig(regime='in_context', periods=(2, 4))
+  assert config.learning_rates == (0.01, 0.01)
 
 
 def test_entries_name_fields_that_exist():

@@ -161,18 +161,19 @@ class ContinuumConfig:
   # period 1 is a Transformer's MLP.
   periods: tuple[int, ...] = (1, 4, 16)
   # How the levels are joined: Eq. 73 (chain), Eq. 72 (chain; a level restarts
-  # from an initial state that the next slower level learns), Eq. 74 (sum).
+  # from an initial state that the next slower level learns: 'in_context' only),
+  # Eq. 74 (sum).
   variant: Literal['sequential', 'nested', 'independent'] = 'sequential'
   # 'outer': a level is a parameter group of the outer optimizer with a period
   # of its own. 'in_context': every sequence has fast weights of its own,
   # updated on its own next-token loss, from initial states that are learned
-  # outside.
+  # outside. The fields below belong to it.
   regime: Literal['outer', 'in_context'] = 'outer'
   # Outer gradient through the in-context updates.
   outer_gradient: Literal['exact', 'first_order'] = 'first_order'
-  # Inner learning rate of each level ('in_context'), for the mean over the
-  # chunk; 'sum' is the literal Eq. 71.
-  learning_rates: tuple[float, ...] = (1e-2, 1e-2, 1e-2)
+  # Inner learning rate of each level, or one for all, for the mean over the
+  # period; 'sum' is the literal Eq. 71.
+  learning_rates: tuple[float, ...] = (1e-2,)
   accumulate: Literal['mean', 'sum'] = 'mean'
 
   def __post_init__(self):
@@ -188,12 +189,39 @@ class ContinuumConfig:
           'ContinuumConfig.periods: each must divide the next, slower one;'
           f' got {slow} after {fast} in {self.periods}',
       )
-    if self.regime == 'in_context':
-      require(
-          len(self.learning_rates) == len(self.periods),
-          'ContinuumConfig.learning_rates needs one rate a level; got'
-          f' {len(self.learning_rates)} for {len(self.periods)} periods',
-      )
+    if self.regime == 'outer':
+      self._require_outer()
+      return
+    if len(self.learning_rates) == 1:
+      rates = self.learning_rates * len(self.periods)
+      object.__setattr__(self, 'learning_rates', rates)
+    require(
+        len(self.learning_rates) == len(self.periods),
+        'ContinuumConfig.learning_rates needs one rate a level; got'
+        f' {len(self.learning_rates)} for {len(self.periods)} periods',
+    )
+    require(
+        self.periods[0] > 1,
+        "ContinuumConfig.regime='in_context' learns from predictions inside a"
+        ' chunk, so the fastest of periods must be at least 2 tokens; got'
+        f' {self.periods}',
+    )
+
+  def _require_outer(self) -> None:
+    """Refuses what has a meaning under regime 'in_context' alone."""
+    require(
+        self.variant != 'nested',
+        "ContinuumConfig.variant='nested' restarts fast weights, which only"
+        " regime='in_context' has; got regime='outer'",
+    )
+    for field in dataclasses.fields(self):
+      if field.name in ('outer_gradient', 'learning_rates', 'accumulate'):
+        value = getattr(self, field.name)
+        require(
+            value == field.default,
+            f"ContinuumConfig.{field.name} is read under regime='in_context'"
+            f" only; got {value!r} with regime='outer'",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

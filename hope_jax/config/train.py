@@ -71,6 +71,15 @@ class Config:
         "TitansConfig.grid='aligned' needs DataConfig.align to be a multiple of"
         f' the shorter chunk; got align={self.data.align}, chunk={shortest}',
     )
+    continuum = self.model.continuum
+    require(
+        continuum.regime == 'outer'
+        or not architectures.ARCHITECTURES[self.model.architecture].levels
+        or self.data.align % continuum.periods[0] == 0,
+        "ContinuumConfig.regime='in_context' needs DataConfig.align to be a"
+        ' multiple of the fastest period; got'
+        f' align={self.data.align}, periods={continuum.periods}',
+    )
     require(
         self.data.batch_size % self.optimizer.accumulate == 0,
         'OptimizerConfig.accumulate must divide DataConfig.batch_size; got'

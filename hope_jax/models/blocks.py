@@ -12,9 +12,13 @@ Not specified by the paper, which omits norms and residuals "for clarity"; this
 is the pre-norm layout of its authors' other models.
 """
 
+from collections.abc import Callable
+import functools
 import pkgutil
 
+from flax.core import meta
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from hope_jax.config import ModelConfig
@@ -43,39 +47,78 @@ class Continuum(nn.Module):
   config: ModelConfig
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
-    return in_stretches(Continuum._chain, self, None, x)[1]
+  def __call__(self, x: Array, fast: tuple[PyTree, ...] = ()) -> Array:
+    """Maps tokens [B, T, D], each by itself.
 
-  def _chain(self, carry, x):
-    """carry: nothing; x: tokens, each mapped by itself."""
+    Args:
+      x: the residual stream.
+      fast: for each level what a row adds to its parameters, leaves [B, ...],
+        as `fast_shapes` has it; (): nothing.
+
+    Returns:
+      The residual stream after the levels.
+    """
+    return in_stretches(Continuum._chain, self, fast, x)[1]
+
+  def _chain(self, fast, x):
+    """carry: the fast weights, which stand still; x: tokens."""
     config = self.config
-    count = len(config.continuum.periods)
-    hidden = round(config.mlp_expansion * config.dim / count)
-    hidden = max(8, hidden // 8 * 8)
-    levels = [Level(hidden, config, name=f'level_{i}') for i in range(count)]
+    levels = [
+        Level(config, name=f'level_{i}')
+        for i in range(len(config.continuum.periods))
+    ]
     weights = None
     if config.continuum.variant == 'independent':
       weights = self.param(
-          'weights', partitioned(nn.initializers.ones_init(), None), (count,)
+          'weights',
+          partitioned(nn.initializers.ones_init(), None),
+          (len(levels),),
       )
+    if fast:
+      levels = [level.of_rows(w) for level, w in zip(levels, fast)]
     variant = config.continuum.variant
-    return carry, continuum.chain(x, levels, variant=variant, weights=weights)
+    return fast, continuum.chain(x, levels, variant=variant, weights=weights)
 
 
 class Level(nn.Module):
   """What one level adds to the residual stream: MLP(Norm(x))."""
 
-  hidden: int
   config: ModelConfig
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     config = self.config
+    count = len(config.continuum.periods)
+    hidden = round(config.mlp_expansion * config.dim / count)
     y = Norm(name='norm')(x)
-    gain = (2 * config.layers) ** -0.5
     return Mlp(
-        self.hidden, jnp.dtype(config.dtype), depth_gain=gain, name='mlp'
+        max(8, hidden // 8 * 8),
+        jnp.dtype(config.dtype),
+        depth_gain=(2 * config.layers) ** -0.5,
+        name='mlp',
     )(y)
+
+  def of_rows(self, fast: PyTree) -> Callable[[Array], Array]:
+    """The level as a function of [B, T, D], `fast` added to its parameters."""
+    theta = meta.unbox(self.variables['params'])
+    level = self.clone(parent=None)
+
+    def row(offset, x):
+      weights = jax.tree.map(jnp.add, theta, offset)
+      return level.apply({'params': weights}, x)
+
+    return functools.partial(jax.vmap(row), fast)
+
+
+def fast_shapes(config: ModelConfig) -> tuple[PyTree, ...]:
+  """The parameters of each level in all layers, [L, ...], as shapes."""
+  level = Level(config, parent=None)
+  x = jnp.zeros((1, config.dim))
+  one = meta.unbox(jax.eval_shape(level.init, jax.random.key(0), x))['params']
+  layers = jax.tree.map(
+      lambda p: jax.ShapeDtypeStruct((config.layers, *p.shape), p.dtype), one
+  )
+  return (layers,) * len(config.continuum.periods)
 
 
 class Block(nn.Module):
@@ -85,7 +128,11 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: Array, state: PyTree | None, packing: Packing
+      self,
+      x: Array,
+      state: PyTree | None,
+      fast: tuple[PyTree, ...],
+      packing: Packing,
   ) -> tuple[Array, PyTree]:
     """Maps the residual stream [B, T, D] and a state to the next of both."""
     config = self.config
@@ -98,7 +145,7 @@ class Block(nn.Module):
     )
     x = constrain(x + y, 'batch', 'time', None)
     if architecture.levels:
-      return Continuum(config, name='continuum')(x), state
+      return Continuum(config, name='continuum')(x, fast), state
     # SwiGLU has three matrices where an MLP has two: equal parameters.
     hidden = round(config.mlp_expansion * config.dim * 2 / 3 / 8) * 8
     mlp = rematerialized(Mlp, config)(

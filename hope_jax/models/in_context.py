@@ -1,276 +1,205 @@
-"""Hope in the in-context regime: CMS levels that learn from what they read.
+"""The in-context regime: CMS levels that learn from what they read.
 
-Wraps a `LanguageModel` and has its interface. Every sequence owns fast copies
-of all CMS levels. A chunk (the fastest level's period) is read with weights
-that stand still; its own next-token loss, over the predictions that are made
-and checked inside the chunk, then moves the levels that are due. So a
-prediction depends on earlier chunks only, and an update on nothing later than
-its chunk.
+Every sequence owns fast copies of all CMS levels. A chunk (the fastest level's
+period) is read with weights that stand still; its own next-token loss, over the
+predictions that are made and checked inside the chunk, then moves the levels
+that are due. So a prediction depends on earlier chunks only, and an update on
+nothing later than its chunk.
 """
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import NamedTuple
 
+from flax.core import meta
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from hope_jax.config import ModelConfig
+from hope_jax.models.blocks import fast_shapes
 from hope_jax.models.lm import LanguageModel
 from hope_jax.nested import continuum, levels
+from hope_jax.sharding import constrain
 from hope_jax.types import Array, PyTree
 
 
 class ContextState(NamedTuple):
-  """What a stream hands on; leaves lead with B but for `fill`."""
+  """What a stream hands on: the fast weights, and the chunk that is open.
 
-  fast: continuum.FastState
-  model: PyTree  # state of the language model after the last token
-  begin: PyTree  # its state at the start of the open chunk
+  The open chunk is read anew with each call that adds to it, from where it
+  begins. One token after the other this is C times the work of its own, but as
+  many reads of the weights, which are what decoding waits for.
+  """
+
+  fast: continuum.FastState  # leaves [B, L, ...]
+  begin: PyTree  # state of the language model at the start of the open chunk
   tokens: Array  # [B, C] int32 tokens of the open chunk
-  segment_ids: Array  # [B, C] int32
+  segment_ids: Array  # [B, C] int32; 0 where nothing has been read
   fill: Array  # int32 scalar: tokens in the open chunk, the same in all rows
 
 
-class InContextModel:
+class InContextModel(nn.Module):
   """A language model whose CMS levels are fast weights of each sequence.
 
       model = InContextModel(config)     # config.continuum.regime 'in_context'
       logits, state = model.apply({'params': params}, tokens, state)
 
   Parameters are those of `LanguageModel`; the levels' are initial states. A
-  text may be fed in pieces of any length. Documents must start at multiples of
+  text may be fed in calls of any length. Segments must start at multiples of
   the fastest period: a start elsewhere gives NaN in its row.
   """
 
-  def __init__(self, config: ModelConfig):
-    self.config = config
-    self.inner = LanguageModel(config)
-    c = config.continuum
-    self.options = continuum.Options(
-        c.periods, c.learning_rates, c.variant, c.outer_gradient, c.accumulate
-    )
-    self.chunk = c.periods[0]
+  config: ModelConfig
 
-  def init(self, rng: Array, tokens: Array) -> PyTree:
-    """Parameters of the language model, as `LanguageModel.init`."""
-    return self.inner.init(rng, tokens)
-
-  def apply(
+  @nn.compact
+  def __call__(
       self,
-      variables: PyTree,
       tokens: Array,
       state: ContextState | None = None,
       *,
       segment_ids: Array | None = None,
-      mutable: Any = False,
-  ) -> Any:
+      positions: Array | None = None,
+  ) -> tuple[Array, ContextState]:
     """Predicts the next token at every position, learning on the way.
 
-    Args:
-      variables: {'params': ...} of `LanguageModel`.
-      tokens: [B, T] int.
-      state: what an earlier call returned; None is a fresh start.
-      segment_ids: [B, T] int as in `LanguageModel`.
-      mutable: as in flax; diagnostics are those of the last chunk and empty.
-
-    Returns:
-      Logits [B, T, E] float32 and the state; with `mutable`, also {}.
+    Args and Returns: as `LanguageModel`.
     """
-    params = variables['params']
+    model = LanguageModel(self.config)
+    nn.share_scope(self, model)
+    if self.is_initializing():
+      return model(tokens, segment_ids=segment_ids, positions=positions)
+    reader = _Reader(self.config, meta.unbox(self.variables['params']))
+    logits, state, diagnostics = reader.read(tokens, state, segment_ids)
+    for name, value in diagnostics.items():
+      self.put_variable('diagnostics', name, value)
+    if positions is not None:
+      logits = jnp.take_along_axis(logits, positions[..., None], axis=1)
+    return logits, state
+
+
+class _Reader:
+  """Reads a call chunk by chunk, with pure functions of the parameters."""
+
+  def __init__(self, config: ModelConfig, params: PyTree):
+    c = config.continuum
+    self.options = continuum.Options(
+        c.periods, c.learning_rates, c.variant, c.outer_gradient, c.accumulate
+    )
+    self.size = c.periods[0]
+    self.config = config
+    self.params = params
+    # A chunk is rematerialised as a whole.
+    config = dataclasses.replace(config, remat='none')
+    self.model = LanguageModel(config, parent=None)
+
+  def read(self, tokens, state, segment_ids):
+    """Returns logits [B, T, E], the next state and diagnostics [N, ...]."""
     batch, length = tokens.shape
     ids = segment_ids
-    if ids is None:
-      ids = jnp.ones_like(tokens)
-      if state is not None:  # goes on with the document of the last call
-        ids = ids * jnp.maximum(state.model['place'].segment, 1)[:, None]
-    fresh = state is None
-    if fresh:
-      state = self._start(params, tokens)
-    run = _Run(self, params, segment_ids is not None)
-    pieces = []
-    fill = 0 if fresh else _concrete(state.fill)
-    if fill is None:  # inside a compiled loop: one token at a time is exact
-      def token(state, xs):
-        """carry: the stream; xs: one token and its id, [B]."""
-        logits, state = run.piece(state, *(x[:, None] for x in xs))
-        return state, logits[:, 0]
+    if state is None:
+      fill, state = 0, self._start(batch)
+      ids = jnp.ones_like(tokens) if ids is None else ids
+      count = -(-length // self.size)
+    else:
+      fill = state.fill
+      if ids is None:  # goes on with the segment of the last call
+        last = jnp.max(state.segment_ids, axis=1)
+        last = jnp.where(last > 0, last, state.begin['place'].segment)
+        ids = jnp.broadcast_to(jnp.maximum(last, 1)[:, None], tokens.shape)
+      count = -(-(self.size - 1 + length) // self.size)
 
-      state, logits = jax.lax.scan(token, state, (tokens.T, ids.T))
-      out = jnp.moveaxis(logits, 0, 1), state
-      return (out, {}) if mutable else out
-    at = 0
-    while at < length:
-      if fill == 0 and length - at >= self.chunk:
-        size = (length - at) // self.chunk * self.chunk
-        step = run.chunks
-      else:
-        size = min(self.chunk - fill, length - at)
-        step = run.piece
-      part = slice(at, at + size)
-      logits, state = step(state, tokens[:, part], ids[:, part])
-      pieces.append(logits)
-      at, fill = at + size, (fill + size) % self.chunk
-    out = jnp.concatenate(pieces, axis=1), state
-    return (out, {}) if mutable else out
+    def behind(open_chunk, new):
+      """The chunks of the call, [B, N C], the open one first."""
+      free = jnp.zeros((batch, count * self.size - self.size), new.dtype)
+      whole = jnp.concatenate([open_chunk, free], axis=1)
+      # One chunk more, into which nothing may be clipped.
+      whole = jnp.pad(whole, ((0, 0), (0, length)))
+      whole = jax.lax.dynamic_update_slice(whole, new, (0, fill))
+      return whole[:, : count * self.size]
 
-  def _start(self, params: PyTree, tokens: Array) -> ContextState:
-    batch = tokens.shape[0]
-    theta = levels_of(params, len(self.options.periods))
-    fast = continuum.fast_state(theta, self.options)
+    inputs = (
+        behind(state.tokens, tokens.astype(jnp.int32)),
+        behind(state.segment_ids, ids.astype(jnp.int32)),
+    )
+    chunks = jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape(batch, count, self.size), 1, 0), inputs
+    )
+    whole = isinstance(fill, int) and length % self.size == 0
+    complete = (1 + jnp.arange(count)) * self.size <= fill + length
+    carry, (logits, diagnostics) = jax.lax.scan(
+        jax.checkpoint(self._chunk),
+        (state.fast, state.begin),
+        (*chunks, None if whole else complete),
+    )
+    logits = jnp.moveaxis(logits, 0, 1).reshape(batch, -1, logits.shape[-1])
+    logits = jax.lax.dynamic_slice_in_dim(logits, fill, length, axis=1)
+    end = fill + length
+    open_chunk = jax.tree.map(
+        lambda x: jax.lax.dynamic_slice_in_dim(
+            jnp.pad(x, ((0, 0), (0, self.size))),
+            end // self.size * self.size, self.size, axis=1,
+        ),
+        inputs,
+    )
+    fill = jnp.asarray(end % self.size, jnp.int32)
+    return logits, ContextState(*carry, *open_chunk, fill), diagnostics
+
+  def _start(self, batch: int) -> ContextState:
+    fast = continuum.fast_state(
+        fast_shapes(self.config), self.options, (batch,)
+    )
     fast = jax.tree.map(
-        lambda x: jnp.broadcast_to(x, (batch, *x.shape)), fast
+        lambda x: constrain(x, 'batch', *(None,) * (x.ndim - 1)), fast
     )
-    # The state of the language model before any token: read padding only.
-    nothing = jnp.zeros((batch, 1), jnp.int32)
-    _, begin = self.inner.apply(
-        {'params': params}, nothing, segment_ids=nothing
+    # Zeros, as a segment starts with the first token and resets every state.
+    empty = jnp.zeros((batch, self.size), jnp.int32)
+    _, (_, begin, _) = jax.eval_shape(
+        self._loss, fast.offset, self.params, None, empty, empty
     )
-    open_chunk = jnp.zeros((batch, self.chunk), jnp.int32)
-    return ContextState(
-        fast, begin, begin, open_chunk, open_chunk, jnp.zeros((), jnp.int32)
+    begin = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), begin)
+    return ContextState(fast, begin, empty, empty, jnp.zeros((), jnp.int32))
+
+  def _loss(self, offset, params, begin, tokens, ids):
+    """Summed loss of a chunk in all rows; logits, end state, diagnostics."""
+    (logits, end), extra = self.model.apply(
+        {'params': params}, tokens, begin, segment_ids=ids, fast=offset,
+        mutable=['diagnostics'],
     )
+    log_p = jax.nn.log_softmax(logits[:, :-1], axis=-1)
+    log_p = jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1)[..., 0]
+    counts = (ids[:, 1:] == ids[:, :-1]) & (ids[:, 1:] != 0)
+    outputs = logits, end, extra.get('diagnostics', {})
+    return -jnp.sum(jnp.where(counts, log_p, 0)), outputs
 
+  def _chunk(self, carry, xs):
+    """carry: fast weights, state where the chunk begins; xs: tokens, ids.
 
-def levels_of(params: PyTree, count: int) -> tuple[PyTree, ...]:
-  """The CMS levels of a parameter tree, fastest first; leaves [L, ...]."""
-  block = params['layers']['continuum']
-  return tuple(block[f'level_{i}'] for i in range(count))
-
-
-def with_levels(params: PyTree, thetas: tuple[PyTree, ...]) -> PyTree:
-  """The parameter tree with other CMS levels."""
-  block = dict(params['layers']['continuum'])
-  block.update({f'level_{i}': theta for i, theta in enumerate(thetas)})
-  return {**params, 'layers': {**params['layers'], 'continuum': block}}
-
-
-def _concrete(fill: Array) -> int | None:
-  return None if isinstance(fill, jax.core.Tracer) else int(fill)
-
-
-class _Run:
-  """One call: reads pieces and whole chunks with the same functions."""
-
-  def __init__(self, model: InContextModel, params: PyTree, packed: bool):
-    self.model = model
-    self.params = params
-    self.packed = packed
-    self.theta = levels_of(params, len(model.options.periods))
-
-  def _loss(self, weights, tokens, ids, begin):
-    """Summed loss of one row's chunk; outputs are its logits and state."""
-    params = with_levels(self.params, weights)
-    logits, state = self.model.inner.apply(
-        {'params': params}, tokens[None], begin, segment_ids=ids[None]
-    )
-    log_p = jax.nn.log_softmax(logits[0, :-1], axis=-1)
-    right = jnp.take_along_axis(log_p, tokens[1:, None], axis=-1)[:, 0]
-    counts = (ids[1:] == ids[:-1]) & (ids[1:] != 0)
-    return -jnp.sum(jnp.where(counts, right, 0)), (logits[0], state)
-
-  def _restart(self, state, ids):
-    """Resets rows whose chunk starts a document; says if one starts inside."""
-    before = state.model['place'].segment
-    first = ids[:, 0]
-    starts = (first != 0) & (first != before) & (state.fill == 0)
+    And whether the chunk is complete; None: it is.
+    """
+    fast, begin = carry
+    tokens, ids, complete = xs
+    before, first = begin['place'].segment, ids[:, 0]
+    starts = (first != 0) & (first != before)
     # A tree of zeros is the initial state, for every field.
-    zeros = jax.tree.map(jnp.zeros_like, state.fast)
-    fast = levels.select(starts, zeros, state.fast)
+    zeros = jax.tree.map(jnp.zeros_like, fast)
+    fast = levels.select(starts, zeros, fast)
     held = jnp.where(first != 0, first, before)
-    inside = jnp.any((ids != held[:, None]) & (ids != 0), axis=1)
-    inside |= (first != 0) & (first != before) & (before != 0) & (
-        state.fill != 0
-    )
-    return state._replace(fast=fast), inside
+    astray = jnp.any((ids != held[:, None]) & (ids != 0), axis=1)
+    inputs = self.params, begin, tokens, ids
 
-  def _learn(self, state, tokens, ids):
-    """Reads a whole chunk from its start; updates the levels that are due."""
-    model = self.model
-
-    def row(fast, begin, tokens, ids):
-      begin = _map_rows(lambda x, axis: jnp.expand_dims(x, axis), begin)
-      (logits, end), fast = continuum.chunk(
-          self._loss, self.theta, fast, tokens, ids, begin,
-          tokens=model.chunk, options=model.options,
+    def learn():
+      (logits, end, diagnostics), new = continuum.chunk(
+          self._loss, fast, *inputs, tokens=self.size, options=self.options
       )
-      end = _map_rows(lambda x, axis: jnp.squeeze(x, axis), end)
-      return logits, end, fast
+      return (new, end), logits, diagnostics
 
-    axes = _row_axes(state.begin)
-    return jax.vmap(row, in_axes=(0, axes, 0, 0), out_axes=(0, axes, 0))(
-        state.fast, state.begin, tokens, ids
-    )
+    def read():
+      logits, _, diagnostics = self._loss(fast.offset, *inputs)[1]
+      return (fast, begin), logits, diagnostics
 
-  def chunks(self, state, tokens, ids):
-    """Whole chunks, [B, N * C], from a chunk's start."""
-    batch, size = tokens.shape[0], self.model.chunk
-
-    def body(state, xs):
-      """carry: the stream; xs: tokens and ids of one chunk, [B, C]."""
-      tokens, ids = xs
-      bad = jnp.zeros((batch,), bool)
-      if self.packed:
-        state, bad = self._restart(state, ids)
-      logits, end, fast = self._learn(state, tokens, ids)
-      logits = jnp.where(bad[:, None, None], jnp.nan, logits)
-      return state._replace(fast=fast, model=end, begin=end), logits
-
-    cut = lambda x: jnp.moveaxis(x.reshape(batch, -1, size), 1, 0)
-    state, logits = jax.lax.scan(
-        jax.checkpoint(body), state, (cut(tokens), cut(ids))
-    )
-    logits = jnp.moveaxis(logits, 0, 1)
-    return logits.reshape(batch, -1, logits.shape[-1]), state
-
-  def piece(self, state, tokens, ids):
-    """Part of a chunk, [B, <= C - fill]; learns if it completes the chunk."""
-    bad = jnp.zeros((tokens.shape[0],), bool)
-    if self.packed:
-      state, bad = self._restart(state, ids)
-
-    def row(offset, model_state, tokens, ids):
-      weights = jax.tree.map(jnp.add, self.theta, offset)
-      model_state = _map_rows(
-          lambda x, axis: jnp.expand_dims(x, axis), model_state
-      )
-      logits, end = self.model.inner.apply(
-          {'params': with_levels(self.params, weights)},
-          tokens[None], model_state, segment_ids=ids[None],
-      )
-      return logits[0], _map_rows(lambda x, axis: jnp.squeeze(x, axis), end)
-
-    axes = _row_axes(state.model)
-    logits, end = jax.vmap(row, in_axes=(0, axes, 0, 0), out_axes=(0, axes))(
-        state.fast.offset, state.model, tokens, ids
-    )
-    logits = jnp.where(bad[:, None, None], jnp.nan, logits)
-    place = lambda old, new: jax.lax.dynamic_update_slice(
-        old, new.astype(old.dtype), (0, state.fill)
-    )
-    state = state._replace(
-        model=end,
-        tokens=place(state.tokens, tokens),
-        segment_ids=place(state.segment_ids, ids),
-        fill=state.fill + tokens.shape[1],
-    )
-
-    def complete(state):
-      _, end, fast = self._learn(state, state.tokens, state.segment_ids)
-      return state._replace(
-          fast=fast, model=end, begin=end, fill=jnp.zeros_like(state.fill)
-      )
-
-    full = state.fill == self.model.chunk
-    return logits, jax.lax.cond(full, complete, lambda s: s, state)
-
-
-def _row_axes(state: PyTree) -> PyTree:
-  """Axis of B in each leaf of a language model's state: 1 behind layers."""
-  return {
-      'place': jax.tree.map(lambda _: 0, state['place']),
-      'layers': jax.tree.map(lambda _: 1, state['layers']),
-  }
-
-
-def _map_rows(f, state: PyTree) -> PyTree:
-  return jax.tree.map(f, state, _row_axes(state))
-
+    if complete is None:
+      carry, logits, diagnostics = learn()
+    else:
+      carry, logits, diagnostics = jax.lax.cond(complete, learn, read)
+    logits = jnp.where(astray[:, None, None], jnp.nan, logits)
+    return carry, (logits, diagnostics)

@@ -34,6 +34,7 @@ class LanguageModel(nn.Module):
       *,
       segment_ids: Array | None = None,
       positions: Array | None = None,
+      fast: tuple[PyTree, ...] = (),
   ) -> tuple[Array, PyTree]:
     """Predicts the next token at every position.
 
@@ -45,6 +46,8 @@ class LanguageModel(nn.Module):
         Inside a document padding may only end a call. None: the rows are of
         one document each.
       positions: [B, A] int, the positions to predict from; None: all of them.
+      fast: in-context weights: for each level of the CMS what a row adds to the
+        level's parameters, leaves [B, L, ...]; (): nothing.
 
     Returns:
       Logits [B, T, E], or [B, A, E] at `positions`, float32, and the state
@@ -72,14 +75,14 @@ class LanguageModel(nn.Module):
         block,
         variable_axes={'params': 0, 'diagnostics': 0},
         split_rngs={'params': True},
-        in_axes=(0, nn.broadcast),
+        in_axes=(0, 1, nn.broadcast),
         out_axes=0,
         length=config.layers,
         unroll=config.unroll,
         metadata_params={nn.PARTITION_NAME: 'layers'},
     )(config, name='layers')
     x, layer_states = layers(
-        x, None if state is None else state['layers'], packing
+        x, None if state is None else state['layers'], fast, packing
     )
     if positions is not None:
       x = jnp.take_along_axis(x, positions[..., None], axis=1)

@@ -57,28 +57,44 @@ class Options(NamedTuple):
 
 
 class FastState(NamedTuple):
-  """Fast weights of one sequence, as what was added to the initial states.
+  """Fast weights of sequences, as what was added to the initial states.
 
-  Tuples over levels of pytrees shaped as the level's parameters. `start` and
-  `start_gradient` belong to the nested variant and are () otherwise.
+  Tuples over levels of pytrees shaped as the level's parameters, with the axes
+  of `count` ahead: [B] of a batch, or none. `start` and `start_gradient` belong
+  to the nested variant and are () otherwise.
   """
 
   offset: tuple[PyTree, ...]
   gradient: tuple[PyTree, ...]  # summed since the level's last update
   start: tuple[PyTree, ...]  # where a level restarts, held by the slower level
   start_gradient: tuple[PyTree, ...]  # summed since that level's last update
-  count: Array  # int32 scalar, tokens read, modulo the slowest period
+  count: Array  # int32, tokens read, modulo the slowest period
 
 
-def fast_state(theta: tuple[PyTree, ...], options: Options) -> FastState:
-  """Fast weights that equal the initial states `theta`."""
-  zeros = jax.tree.map(jnp.zeros_like, theta)
+def fast_state(
+    theta: tuple[PyTree, ...], options: Options, batch: tuple[int, ...] = ()
+) -> FastState:
+  """Fast weights that equal the initial states.
+
+  Args:
+    theta: the initial states, or their shapes.
+    options: see `Options`.
+    batch: (B,) for a batch of sequences, each with fast weights of its own.
+
+  Returns:
+    Zeros, as a sum of nothing is.
+  """
+  zeros = jax.tree.map(lambda x: jnp.zeros((*batch, *x.shape), x.dtype), theta)
   inner = zeros[:-1] if options.variant == 'nested' else ()
-  return FastState(zeros, zeros, inner, inner, jnp.zeros((), jnp.int32))
+  return FastState(zeros, zeros, inner, inner, jnp.zeros(batch, jnp.int32))
 
 
 def _where(flag, new, old):
-  return jax.tree.map(lambda a, b: jnp.where(flag, a, b), new, old)
+  def leaf(a, b):
+    due = flag.reshape(*flag.shape, *(1,) * (b.ndim - flag.ndim))
+    return jnp.where(due, a, b)
+
+  return jax.tree.map(leaf, new, old)
 
 
 def _descend(x, gradient, rate, tokens):
@@ -104,7 +120,7 @@ def update(
   Args:
     state: the fast weights before.
     gradients: for each level the gradient of the summed loss of the chunk with
-      respect to the weights it was read with.
+      respect to the weights it was read with, or to their `offset`.
     tokens: tokens of the chunk; divides every period.
     options: see `Options`; with accumulate='mean' the sum is divided by the
       period.
@@ -143,7 +159,6 @@ def update(
 
 def chunk(
     loss: Callable[..., tuple[Array, PyTree]],
-    theta: tuple[PyTree, ...],
     state: FastState,
     *inputs: PyTree,
     tokens: int,
@@ -152,8 +167,9 @@ def chunk(
   """Reads one chunk with the fast weights, then lets them learn from it.
 
   Args:
-    loss: (weights, *inputs) -> (summed task loss of the chunk, outputs).
-    theta: the initial states, learned outside.
+    loss: (offset, *inputs) -> (summed task loss of the chunk, outputs); it adds
+      `state.offset` to the initial states. Over a batch it is the sum, in which
+      no sequence knows the weights of another.
     state: the fast weights.
     *inputs: handed to `loss`.
     tokens: tokens of the chunk.
@@ -163,8 +179,7 @@ def chunk(
   Returns:
     The outputs of `loss`, made before the update, and the new fast weights.
   """
-  weights = jax.tree.map(jnp.add, theta, state.offset)
-  gradients, outputs = jax.grad(loss, has_aux=True)(weights, *inputs)
+  gradients, outputs = jax.grad(loss, has_aux=True)(state.offset, *inputs)
   if options.outer_gradient == 'first_order':
     gradients = jax.lax.stop_gradient(gradients)
   return outputs, update(state, gradients, tokens=tokens, options=options)

@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hope_jax import main
 from hope_jax.config import ContinuumConfig, ModelConfig
 from hope_jax.models.factory import language_model
+from hope_jax.models.lm import LanguageModel
+from hope_jax.train import metrics
 
 CONFIG = ModelConfig(
     architecture='hope_attention',
@@ -43,7 +46,7 @@ def hope():
 def test_it_learns_after_the_first_chunk(hope):
   """If this fails, fast weights never move, or move before they may."""
   model, params, apply = hope
-  plain, _ = model.inner.apply({'params': params}, TOKENS)
+  plain, _ = LanguageModel(CONFIG).apply({'params': params}, TOKENS)
   logits, state = apply(TOKENS)
   gap = np.abs(logits - plain).max(axis=(0, 2))
   assert gap[:4].max() < 1e-5
@@ -120,3 +123,57 @@ def test_initial_states_learn(hope, outer):
 
   for leaf in jax.tree.leaves(gradient(params)['layers']['continuum']):
     assert np.all(np.isfinite(leaf)) and np.any(leaf != 0)
+
+
+EXPERIMENT = """
+import ml_collections
+
+def get_config():
+  return ml_collections.ConfigDict({
+      'model': {
+          'architecture': %r, 'dim': 8, 'layers': 1, 'heads': 2,
+          'continuum': {
+              'regime': 'in_context', 'periods': (4, 8), 'variant': %r,
+              'outer_gradient': %r,
+          },
+      },
+      'data': {'sequence_length': 32, 'batch_size': 2, 'align': 4},
+      'optimizer': {'warmup_steps': 0},
+      'train': {'steps': 2, 'log_every': 1, 'eval_batches': 1},
+  })
+"""
+
+
+def slow(*values):
+  return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ('architecture', 'variant', 'outer'),
+    [
+        ('hope_attention', 'sequential', 'first_order'),
+        ('hope_attention', 'nested', 'exact'),
+        ('hope_attention', 'independent', 'first_order'),
+        slow('hope_attention', 'sequential', 'exact'),
+        slow('hope_attention', 'nested', 'first_order'),
+        slow('hope_attention', 'independent', 'exact'),
+        slow('hope', 'sequential', 'first_order'),
+        slow('hope', 'nested', 'exact'),
+    ],
+)
+def test_main_trains_it(tmp_path, architecture, variant, outer):
+  """If this fails, the regime is on no path from the command line.
+
+  A first gradient in the hundreds would mean that one input, such as the key of
+  a first token, outweighs all others.
+  """
+  experiment = tmp_path / 'experiment.py'
+  experiment.write_text(EXPERIMENT % (architecture, variant, outer))
+  workdir = str(tmp_path / 'run')
+  args = ['train', f'--config={experiment}', f'--workdir={workdir}']
+  assert main.main(args) == 0
+  records = metrics.read(workdir)
+  train = [r for r in records if r['split'] == 'train']
+  assert [r['step'] for r in train] == [1, 2]
+  assert all(0.1 < r['grad_norm'] < 10 for r in train)
+  assert [r['step'] for r in records if r['split'] == 'heldout'] == [2]

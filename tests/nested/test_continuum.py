@@ -37,8 +37,10 @@ def options(
 
 def read(theta, x, target, state, chosen):
   """Reads x in chunks of the fastest period; outputs and fast weights."""
+  theta = tuple(theta)
 
-  def loss(weights, x, target):
+  def loss(offset, x, target):
+    weights = jax.tree.map(jnp.add, theta, offset)
     levels = [lambda z, w=w: jnp.tanh(z @ w['a']) @ w['b'] for w in weights]
     y = continuum.chain(
         x, levels, variant=chosen.variant, weights=jnp.asarray(WEIGHTS)
@@ -47,7 +49,7 @@ def read(theta, x, target, state, chosen):
 
   def body(state, xs):
     y, state = continuum.chunk(
-        loss, theta, state, *xs, tokens=PERIODS[0], options=chosen
+        loss, state, *xs, tokens=PERIODS[0], options=chosen
     )
     return state, (y, state.offset)
 

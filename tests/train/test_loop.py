@@ -197,7 +197,7 @@ def test_levels_with_a_period():
   for change in (
       {'architecture': 'transformer'},
       {'continuum': dataclasses.replace(
-          config.model.continuum, regime='in_context',
+          config.model.continuum, regime='in_context', periods=(2, 6),
           learning_rates=(0.1, 0.1))},
   ):
     model = dataclasses.replace(config.model, **change)
