@@ -52,7 +52,6 @@ text is long.
 """
 
 import functools
-import math
 from typing import Any, NamedTuple
 import warnings
 
@@ -60,8 +59,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from hope_jax.kernels.dgd import block_sizes, pallas_tpu
-from hope_jax.kernels.dgd.tile_scan import over_devices, tile_scan
+from hope_jax.kernels.dgd.devices import device
+from hope_jax.kernels.dgd.tpu import planning
+from hope_jax.kernels.dgd.tpu.tile_scan import over_devices, tile_scan
 from hope_jax.nested import dgd, levels
 from hope_jax.nested.memory import Memory
 from hope_jax.nested.titans_tile import (
@@ -142,24 +142,17 @@ def _scan_xla(step, params, carry, x, grid, options):
   return levels.scan_tiles(body, carry, jax.tree.map(heads_first, x), grid)
 
 
-def _runs_as_kernel(options, x, sizes) -> bool:
-  """Whether the TPU kernel takes this call; sizes: of `pallas_tpu.plan`."""
-  if options.implementation == 'xla' or x.q.shape[1] < sizes['tile']:
+def _runs_as_kernel(options: Options, x: Streams, sizes) -> bool:
+  """Whether the TPU kernel takes this call; sizes: `planning.Sizes`."""
+  if options.implementation == 'xla' or x.q.shape[1] < sizes.tile:
     return False  # a decoding step is no tile
   width = x.q.shape[-1]
-  obstacle = pallas_tpu.obstacle(
-      width, width, sizes['tile'], x.q.dtype, sizes['interpret']
-  )
-  if obstacle is None:
-    try:
-      pallas_tpu.plan(batch=1, length=1, heads=1, **sizes)
-    except ValueError as error:
-      obstacle = f'has no room: {error}'
-  if options.implementation == 'pallas_tpu':
-    if obstacle is not None:
-      raise ValueError(f"implementation='pallas_tpu' {obstacle}")
-    return True
-  if obstacle is not None and pallas_tpu.device()[0] == 'tpu':
+  obstacle = planning.obstacle(
+      width, width, sizes.tile, x.q.dtype, sizes.interpret
+  ) or planning.too_large(sizes)
+  if obstacle is not None and options.implementation == 'pallas_tpu':
+    raise ValueError(f"implementation='pallas_tpu' {obstacle}")
+  if obstacle is not None and device()[0] == 'tpu':
     warnings.warn(
         f'the XLA form stands in for the TPU kernel, which {obstacle}',
         stacklevel=3,
@@ -189,7 +182,7 @@ def _scan_tpu(step, params, carry, x, grid, options, *, partition, sizes):
 
   def run(params, carry, xs, marks):
     batch, length, heads, _ = xs.q.shape
-    plan = pallas_tpu.plan(batch=batch, length=length, heads=heads, **sizes)
+    plan = planning.plan(sizes, batch=batch, length=length, heads=heads)
     return tile_scan(step, params, carry, xs, marks, plan)
 
   carry, (o, stats) = over_devices(run, partition)(
@@ -264,16 +257,14 @@ def layer(
       for m in (state.memories, state.frozen, state.momentum)
   )
   scan = _scan_xla
-  sizes = dict(
-      tile=tile_size, interpret=interpret, itemsize=4, save_states='auto',
+  width, wide = x.q.shape[-1], bank.first.shape[-1]
+  sizes = planning.Sizes(
+      tile=tile_size,
       # Streams and outputs, and four products with the wide state: of the
       # frozen copy with keys and values, of the state with keys, and writes.
-      vectors=4 * block_sizes.lanes(x.q.shape[-1])
-      + 4 * block_sizes.lanes(bank.first.shape[-1]),
-      matrices=sum(
-          math.prod(w.shape[2:-1]) * block_sizes.lanes(w.shape[-1])
-          for w in jax.tree.leaves((constants, bank, frozen, momentum))
-      ),
+      vectors=(width,) * 4 + (wide,) * 4,
+      matrices=(constants, bank, frozen, momentum),
+      interpret=interpret,
   )
   if _runs_as_kernel(options, x, sizes):
     scan = functools.partial(_scan_tpu, partition=partition, sizes=sizes)
