@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 
-from hope_jax.kernels.dgd import block_sizes
+from hope_jax.kernels.dgd.tpu import block_sizes
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / 'benchmarks' / 'results'

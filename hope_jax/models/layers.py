@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from hope_jax import optim
 from hope_jax.config import ModelConfig
+from hope_jax.nested.memory import Memory
 from hope_jax.nested.memory import init as init_memory
 from hope_jax.types import Array, PyTree
 
@@ -265,7 +266,7 @@ class Mlp(nn.Module):
     )(hidden)
 
 
-def memory_param(module: nn.Module, name: str, **kwargs) -> dict[str, Array]:
+def memory_param(module: nn.Module, name: str, **kwargs) -> Memory:
   """Declares the learned initial state of an inner memory.
 
   Args:
@@ -279,11 +280,11 @@ def memory_param(module: nn.Module, name: str, **kwargs) -> dict[str, Array]:
   shapes = jax.eval_shape(lambda r: init_memory(r, **kwargs), jax.random.key(0))
 
   def leaf(layer):
-    init = lambda rng, shape: init_memory(rng, **kwargs)[layer]
+    init = lambda rng, shape: getattr(init_memory(rng, **kwargs), layer)
     return module.param(
         f'{name}_{layer}',
         partitioned(init, 'heads', 'memory', 'memory'),
-        shapes[layer].shape,
+        getattr(shapes, layer).shape,
     )
 
-  return {layer: leaf(layer) for layer in sorted(shapes)}
+  return type(shapes)(*map(leaf, shapes._fields))

@@ -9,6 +9,7 @@ from hope_jax.models.mixers import MemoryMixer
 from hope_jax.models.packing import Packing
 from hope_jax.nested import linear_memory
 from hope_jax.nested.dgd import unit
+from hope_jax.sharding import current_spec
 from hope_jax.types import Array, PyTree
 
 
@@ -73,6 +74,8 @@ class LinearMemory(MemoryMixer):
         starts=packing.starts,
         present=packing.present,
         precision='bf16' if config.dtype == 'bfloat16' else 'float32',
+        partition=current_spec((x.shape[0], heads), 'batch', 'heads'),
+        implementation=config.titans.implementation,
     )
     if rule == 'linear_attention':
       o = o[..., :-1] / jnp.maximum(o[..., -1:], 1e-6)

@@ -50,24 +50,20 @@ def titans_options(config: TitansConfig, precision: str) -> titans.Options:
       )
       if flag
   ]
-  return titans.Options(
-      chunk=config.chunk,
-      projection_chunk=config.projection_chunk,
-      objective=config.objective,
-      target=config.target,
-      read=config.read,
+  derived = dict(
       eta_max=eta_max,
-      eigenvalues=config.eigenvalues,
-      projection_eta=config.projection_eta,
-      retention=config.retention,
       layers=config.dgd_layers if config.dgd else 'none',
-      momentum=config.momentum,
       adaptive=tuple(adaptive),
       aligned=config.grid == 'aligned',
       precision=precision,
-      implementation=config.implementation,
-      plain_heads=config.plain_heads,
   )
+  # The rest goes by the same name in both.
+  same = {
+      name: getattr(config, name)
+      for name in titans.Options._fields
+      if name not in derived
+  }
+  return titans.Options(**same, **derived)
 
 
 class MemoryMixer(nn.Module):

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from hope_jax.kernels.dgd.chunked import chunk_step
-from hope_jax.kernels.dgd.decays import decay, flow
+from hope_jax.kernels.dgd.decays import Decay, Flow, decay, flow
 from hope_jax.kernels.dgd.products import matmul
 from hope_jax.nested import memory as memory_lib
-from hope_jax.nested.memory import Memory
+from hope_jax.nested.memory import Matrix, Memory, Mlp, Write
 from hope_jax.types import Array
 
 Layers = Literal['all', 'input', 'output', 'none']
@@ -39,19 +39,22 @@ def unit(x: Array, eps: float = 1e-3) -> Array:
 
 
 class Bank(NamedTuple):
-  """Memories that are written with the same keys."""
+  """The layers of memories that are written with the same keys."""
 
   first: Array  # [..., K, W]: the first layers side by side
-  # Output layers of MLPs, those of one shape as one batch: 'name' of the first
-  # memory -> [..., F, V]; 'name+name' of the others -> [..., N, F, V].
-  second: dict[str, Array]
+  # Output layers of MLPs, one array for each of `Members.stacks`: [..., F, V]
+  # of the first memory, [..., N, F, V] of the others.
+  second: tuple[Array, ...]
 
 
-class Columns(NamedTuple):
-  """Which columns of `Bank.first` belong to which memory, in order."""
+class Members(NamedTuple):
+  """Which memories a bank holds, and where."""
 
-  names: tuple[str, ...]
-  widths: tuple[int, ...]
+  names: tuple[str, ...]  # in the order of their columns of `Bank.first`
+  widths: tuple[int, ...]  # columns of each
+  # Those that have an output layer: the first memory alone, as it alone is
+  # read; of the others, those whose output layers have one shape.
+  stacks: tuple[tuple[str, ...], ...]
 
   def split(self, x: Array) -> dict[str, Array]:
     """name -> its columns of x [..., W]."""
@@ -61,63 +64,101 @@ class Columns(NamedTuple):
       start += width
     return parts
 
+  def is_first(self, stack: tuple[str, ...]) -> bool:
+    """Whether this is the first memory, which has no axis N."""
+    return stack == self.names[:1]
+
 
 def pack(
     memories: dict[str, Memory], names: tuple[str, ...]
-) -> tuple[Bank, Columns]:
+) -> tuple[Bank, Members]:
   """Puts memories into a bank, in this order; `unpack` takes them out again."""
-  firsts = [memories[n][memory_lib.first_layer(memories[n])] for n in names]
-  stacks = {}
-  for name in names[1:]:
-    if 'w_out' in memories[name]:
-      stacks.setdefault(memories[name]['w_out'].shape, []).append(name)
-  second = {
-      '+'.join(stack): jnp.stack([memories[n]['w_out'] for n in stack], axis=-3)
-      for stack in stacks.values()
-  }
-  if 'w_out' in memories[names[0]]:
-    second[names[0]] = memories[names[0]]['w_out']
-  columns = Columns(names, tuple(x.shape[-1] for x in firsts))
-  return Bank(jnp.concatenate(firsts, axis=-1), second), columns
+  firsts = [memories[name].first for name in names]
+  by_shape = {}
+  for name in names:
+    if isinstance(memories[name], Mlp):
+      key = name == names[0], memories[name].w_out.shape
+      by_shape.setdefault(key, []).append(name)
+  members = Members(
+      names, tuple(x.shape[-1] for x in firsts),
+      tuple(tuple(stack) for stack in by_shape.values()),
+  )
+  second = tuple(
+      memories[stack[0]].w_out if members.is_first(stack)
+      else jnp.stack([memories[name].w_out for name in stack], axis=-3)
+      for stack in members.stacks
+  )
+  return Bank(jnp.concatenate(firsts, axis=-1), second), members
 
 
-def unpack(bank: Bank, columns: Columns) -> dict[str, Memory]:
+def unpack(bank: Bank, members: Members) -> dict[str, Memory]:
   """The memories of a bank, by name."""
-  second = {}
-  for key, stack in bank.second.items():
-    names = key.split('+')
-    if key == columns.names[0]:
-      second[key] = stack
+  output = {}
+  for stack, x in zip(members.stacks, bank.second):
+    if members.is_first(stack):
+      output[stack[0]] = x
     else:
-      second.update({n: stack[..., i, :, :] for i, n in enumerate(names)})
-  memories = {}
-  for name, first in columns.split(bank.first).items():
-    if name in second:
-      memories[name] = {'w_in': first, 'w_out': second[name]}
-    else:
-      memories[name] = {'w': first}
-  return memories
+      output.update({n: x[..., i, :, :] for i, n in enumerate(stack)})
+  return {
+      name: Mlp(first, output[name]) if name in output else Matrix(first)
+      for name, first in members.split(bank.first).items()
+  }
+
+
+class Chunk(NamedTuple):
+  """The tokens of a chunk as all memories of a bank are written with them."""
+
+  k: Array  # unit keys, [..., C, K]
+  targets: dict[str, Array]  # name -> v^, [..., C, V]
+  eta: Array  # inner learning rates, [..., C]
+  log_alpha: Array  # log retentions, [..., C]
+  log_mu: Array | None  # log momentum gates [..., C], or None
+  # [..., C], 1; or 0 where there is no token, and then eta, log_alpha and
+  # log_mu are 0.
+  present: Array
+  q: Array | None = None  # queries to the first memory, [..., C, K]; None: none
+
+
+class Rule(NamedTuple):
+  """How a bank is written and read; known when a program is compiled."""
+
+  objective: str  # 'delta' or 'l2', see `memory.write_values`
+  # The layers of an MLP that DGD decays along their input ('none': plain
+  # gradient descent; a matrix is its own input and output layer).
+  layers: Layers
+  # The rate of all memories but the first, as a share of eta.
+  share: float = 1.0
+  # Whether the state before ('pre') or after ('post') the token's own write
+  # answers.
+  read: Literal['pre', 'post'] = 'pre'
+  precision: str = 'float32'  # of the products
+
+
+class _Gates(NamedTuple):
+  """What all layers of a bank decay and are written by, worked out once."""
+
+  eta: Array  # [..., C]
+  kept: Decay
+  flowing: Flow | None  # with momentum
+  decaying: Array | None  # as in `step`
+
+  def for_stack(self) -> '_Gates':
+    """For a stack of memories, which has an axis more."""
+    return _Gates(
+        self.eta[..., None, :],
+        *jax.tree.map(lambda x: x[..., None, :, :], self[1:]),
+    )
 
 
 def step(
     bank: Bank,
     frozen: Bank,
     momentum: Bank | None,
-    k: Array,
-    targets: dict[str, Array],
-    eta: Array,
-    log_alpha: Array,
-    log_mu: Array | None,
-    present: Array,
+    chunk: Chunk,
     *,
-    columns: Columns,
-    shares: dict[str, float],
-    q: Array | None = None,
-    read: Literal['pre', 'post'] = 'pre',
-    objective: str,
-    layers: Layers,
-    heads: Array | None = None,
-    precision: str = 'float32',
+    members: Members,
+    rule: Rule,
+    decaying: Array | None = None,
 ) -> tuple[Bank, Bank | None, Array | None]:
   """Writes one chunk into every memory of a bank.
 
@@ -128,91 +169,99 @@ def step(
     bank: the memories at the chunk's start, leaves [..., ., .].
     frozen: the copy the gradients are taken at.
     momentum: momentum of the writes, or None.
-    k: unit keys, [..., C, K].
-    targets: name -> v^, [..., C, V].
-    eta: inner learning rates, [..., C].
-    log_alpha: log retentions, [..., C].
-    log_mu: log momentum gates [..., C], or None.
-    present: [..., C], 1; or 0 where there is no token, and then eta, log_alpha
-      and log_mu are 0.
-    columns: the memories of the bank.
-    shares: name -> the memory's rate as a share of eta; one share for all but
-      the first.
-    q: queries [..., C, K] to the bank's first memory; None: nothing is read.
-    read: whether its state before ('pre') or after ('post') the token's own
-      write answers.
-    objective: 'delta' or 'l2', see `memory.write_values`.
-    layers: which layers of an MLP DGD decays along their input ('none': plain
-      gradient descent; a matrix is its own input and output layer).
-    heads: [..., 1, 1], 1 where they decay so and 0 at heads that take plain
-      steps; None: all decay.
-    precision: of the products.
+    chunk: the tokens.
+    members: the memories of the bank.
+    rule: how they are written and read.
+    decaying: [..., 1, 1], 1 at heads that decay along their inputs and 0 at
+      heads that take plain steps; None: all decay.
 
   Returns:
-    The bank after the chunk, its momentum, and the reads [..., C, V].
+    The bank after the chunk, its momentum, and the reads [..., C, V] or None.
   """
-  copies = unpack(frozen, columns)
-  z = {name: None for name in columns.names}
-  if frozen.second or objective == 'l2':
-    z = columns.split(matmul(k, frozen.first, precision))
-  plans = {
-      name: memory_lib.write_values(
-          copies[name], k, targets[name], objective=objective,
-          precision=precision, z=z[name],
-      )
-      for name in columns.names
-  }
-  # What decays alike is worked out once; a stack of memories has an axis more.
-  kept = decay(log_alpha, precision)
+  writes = _writes(frozen, chunk, members, rule)
+  kept = decay(chunk.log_alpha, rule.precision)
   flowing = None
   if momentum is not None:
-    flowing = flow(kept, log_mu, present, precision)
-  rates = eta, kept, flowing
-  stacked = eta[..., None, :], *jax.tree.map(
-      lambda x: x[..., None, :, :], (kept, flowing)
+    flowing = flow(kept, chunk.log_mu, chunk.present, rule.precision)
+  gates = _Gates(chunk.eta, kept, flowing, decaying)
+  shares = [1.0] + [rule.share] * (len(members.names) - 1)
+  o, first, first_momentum = _write_layer(
+      bank.first, None if momentum is None else momentum.first, chunk.q,
+      Write(
+          chunk.k,
+          jnp.concatenate([writes[n].first.u for n in members.names], axis=-1),
+      ),
+      gates, rule,
+      # A matrix is its input and output layer in one.
+      erase=rule.layers in ('all', 'input')
+      or (rule.layers == 'output' and not bank.second),
+      groups=_merge(tuple(zip(members.widths, shares))),
   )
-
-  def write(state, velocity, query, key, u, erase, groups):
-    alone = state.ndim == eta.ndim + 1
-    rate, left, inflow = rates if alone else stacked
-    if erase and heads is not None:
-      erase = heads if alone else heads[..., None, :, :]
-    return chunk_step(
-        state, query, key, u, rate, left,
-        read='none' if query is None else read, erase=erase,
-        momentum=None if velocity is None else (velocity, inflow),
-        groups=groups, precision=precision,
-    )
-
-  u = [plans[n][memory_lib.first_layer(copies[n])][1] for n in columns.names]
-  groups = tuple((w, shares[n]) for n, w in zip(columns.names, columns.widths))
-  decays = ('all', 'input') if frozen.second else ('all', 'input', 'output')
-  o, first, first_momentum = write(
-      bank.first, None if momentum is None else momentum.first, q, k,
-      jnp.concatenate(u, axis=-1), layers in decays, _merge(groups),
-  )
-  second, second_momentum = {}, {}
-  for key, state in bank.second.items():
-    names = key.split('+')
-    hidden, u = zip(*(plans[n]['w_out'] for n in names))
-    if key == columns.names[0]:
-      query = None if q is None else memory_lib.activation(o)
-      hidden, u = hidden[0], u[0]
+  second, second_momentum = [], []
+  for i, (stack, state) in enumerate(zip(members.stacks, bank.second)):
+    write = [writes[name].w_out for name in stack]
+    query, of_stack = None, gates
+    if members.is_first(stack):
+      (write,) = write
+      query = None if chunk.q is None else memory_lib.activation(o)
     else:
-      query = None
-      hidden, u = jnp.stack(hidden, axis=-3), jnp.stack(u, axis=-3)
-    answer, second[key], second_momentum[key] = write(
-        state, None if momentum is None else momentum.second[key], query,
-        unit(hidden), u, layers in ('all', 'output'),
-        ((u.shape[-1], shares[names[0]]),),
+      write = jax.tree.map(lambda *x: jnp.stack(x, axis=-3), *write)
+      of_stack = gates.for_stack()
+    answer, new, new_velocity = _write_layer(
+        state, None if momentum is None else momentum.second[i], query,
+        write._replace(x=unit(write.x)), of_stack, rule,
+        erase=rule.layers in ('all', 'output'),
+        groups=(
+            (write.u.shape[-1], 1.0 if members.is_first(stack) else rule.share),
+        ),
     )
+    second.append(new)
+    second_momentum.append(new_velocity)
     o = o if query is None else answer
-  if q is not None:
-    o = memory_lib.identity(q, o)
+  if chunk.q is not None:
+    o = memory_lib.identity(chunk.q, o)
   new_momentum = None
   if momentum is not None:
-    new_momentum = Bank(first_momentum, second_momentum)
-  return Bank(first, second), new_momentum, o
+    new_momentum = Bank(first_momentum, tuple(second_momentum))
+  return Bank(first, tuple(second)), new_momentum, o
+
+
+def _writes(
+    frozen: Bank, chunk: Chunk, members: Members, rule: Rule
+) -> dict[str, Memory]:
+  """name -> what to write into each layer of the memory."""
+  z = {name: None for name in members.names}
+  if frozen.second or rule.objective == 'l2':
+    z = members.split(matmul(chunk.k, frozen.first, rule.precision))
+  return {
+      name: memory_lib.write_values(
+          copy, chunk.k, chunk.targets[name], objective=rule.objective,
+          precision=rule.precision, z=z[name],
+      )
+      for name, copy in unpack(frozen, members).items()
+  }
+
+
+def _write_layer(
+    state: Array,
+    velocity: Array | None,
+    query: Array | None,
+    write: Write,
+    gates: _Gates,
+    rule: Rule,
+    *,
+    erase: bool,
+    groups: tuple[tuple[int, float], ...],
+) -> tuple[Array | None, Array, Array | None]:
+  """`chunk_step` of one layer, or of a stack of them."""
+  if erase and gates.decaying is not None:
+    erase = gates.decaying
+  return chunk_step(
+      state, query, *write, gates.eta, gates.kept,
+      read='none' if query is None else rule.read, erase=erase,
+      momentum=None if velocity is None else (velocity, gates.flowing),
+      groups=groups, precision=rule.precision,
+  )
 
 
 def _merge(groups: tuple[tuple[int, float], ...]):

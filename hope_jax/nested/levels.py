@@ -18,27 +18,19 @@ from hope_jax.types import Array, PyTree
 
 
 class Grid(NamedTuple):
-  """Tokens of a call laid out in N tiles of C slots, for each row.
+  """Tokens of a call laid out in N tiles of C, for each row.
 
-  `source` and `slot` are None where slots are simply the tokens in order.
+  `token` and `index` are None where the tiles hold the tokens in order.
   """
 
-  source: Array | None  # [B, N * C] token in each slot; T where it is empty
-  slot: Array | None  # [B, T] slot of each token
-  valid: Array  # [B, N * C] bool: the slot holds a token
+  token: Array | None  # [B, N * C], which token lies there; T: none
+  index: Array | None  # [B, T], where in the N * C each token lies
+  valid: Array  # [B, N * C] bool: a token lies there
   opens: Array  # [B, N] position in its document of a tile that opens; else -1
   reset: Array  # [B, N] bool: a document starts with the tile
   phase: Array  # [B] tokens into the longest chunk after the call
-  overflow: Array  # [B] bool: more documents than the grid has room for
+  overflow: Array  # [B] bool: more documents than the grid has tiles for
   tile: int  # C
-
-
-class Tile(NamedTuple):
-  """What a body is told of its tile."""
-
-  valid: Array  # [B, C] bool
-  opens: Array  # [B] as in `Grid`
-  reset: Array  # [B] bool
 
 
 def token_grid(
@@ -57,7 +49,7 @@ def token_grid(
   Args:
     batch: rows B.
     length: tokens T of the call.
-    tile: slots C of a tile: the shortest chunk of any level.
+    tile: tokens C of a tile: the shortest chunk of any level.
     period: the longest chunk, a multiple of `tile`.
     phase: [B] tokens already in the open chunk, 0 <= phase < period; None: a
       fresh start, known to be 0 when compiling.
@@ -79,7 +71,7 @@ def token_grid(
     tiles = min(length, 2 * (-(-length // tile)) + 8)
   if phase is None:
     phase = jnp.zeros((batch,), jnp.int32)
-  if length == 1:  # one step of decoding: one slot is enough
+  if length == 1:  # one step of decoding: a tile of one token
     tile, tiles = 1, 1
   if present is None:
     present = jnp.ones((batch, length), bool)
@@ -92,33 +84,33 @@ def token_grid(
   first = jnp.take_along_axis(
       opens, jnp.argmax(present, axis=1)[:, None], axis=1
   )
-  index = jnp.cumsum(opens, axis=1) - first
-  slot = jnp.where(present, index * tile + position % tile, tiles * tile)
+  of_tile = jnp.cumsum(opens, axis=1) - first
+  index = jnp.where(present, of_tile * tile + position % tile, tiles * tile)
   rows = jnp.arange(batch)[:, None]
 
-  def place(size, where, values, empty):
+  def scatter(size, at, values, empty):
     full = jnp.full((batch, size), empty, values.dtype)
-    return full.at[rows, where].set(values, mode='drop')
+    return full.at[rows, at].set(values, mode='drop')
 
   t = jnp.broadcast_to(jnp.arange(length), (batch, length))
-  source = place(tiles * tile, slot, t, length)
-  opened = jnp.where(opens, index, tiles)
+  token = scatter(tiles * tile, index, t, length)
+  opened = jnp.where(opens, of_tile, tiles)
   last = jnp.max(jnp.where(present, t, -1), axis=1, keepdims=True)
   end = jnp.take_along_axis(position, jnp.maximum(last, 0), axis=1)[:, 0] + 1
   return Grid(
-      source=source,
-      slot=slot,
-      valid=source < length,
-      opens=place(tiles, opened, position, -1),
-      reset=place(tiles, opened, starts, False),
+      token=token,
+      index=index,
+      valid=token < length,
+      opens=scatter(tiles, opened, position, -1),
+      reset=scatter(tiles, opened, starts, False),
       phase=jnp.where(last[:, 0] >= 0, end % period, phase).astype(jnp.int32),
-      overflow=jnp.any(present & (index >= tiles), axis=1),
+      overflow=jnp.any(present & (of_tile >= tiles), axis=1),
       tile=tile,
   )
 
 
 def _static_grid(batch, length, tile, period, starts, present) -> Grid:
-  """The grid when slots are the tokens in order, the end padded."""
+  """The grid when tiles hold the tokens in order, the end padded."""
   n = -(-length // tile)
   shape = (batch, n * tile)
 
@@ -143,8 +135,8 @@ def _static_grid(batch, length, tile, period, starts, present) -> Grid:
   last = jnp.max(jnp.where(seen > 0, jnp.arange(n), 0), axis=1)
   end = jnp.take_along_axis(filled, last[:, None], axis=1)[:, 0]
   return Grid(
-      source=None,
-      slot=None,
+      token=None,
+      index=None,
       valid=jnp.broadcast_to(valid, shape),
       opens=jnp.where(seen > 0, position, -1),
       reset=reset,
@@ -155,16 +147,21 @@ def _static_grid(batch, length, tile, period, starts, present) -> Grid:
 
 
 def to_tiles(x: Array, grid: Grid) -> Array:
-  """[B, T, ...] -> [N, B, C, ...]; empty slots hold zeros."""
-  slots = grid.valid.shape[1]
-  if grid.source is None:
-    missing = slots - x.shape[1]
+  """[B, T, ...] -> [N, B, C, ...]; zeros where no token lies."""
+  size = grid.valid.shape[1]
+  if grid.token is None:
+    missing = size - x.shape[1]
     x = jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
   else:
-    index = grid.source.reshape(*grid.source.shape, *(1,) * (x.ndim - 2))
+    token = grid.token.reshape(*grid.token.shape, *(1,) * (x.ndim - 2))
     x = jnp.pad(x, [(0, 0), (0, 1)] + [(0, 0)] * (x.ndim - 2))
-    x = jnp.take_along_axis(x, index, axis=1)
-  x = x.reshape(x.shape[0], slots // grid.tile, grid.tile, *x.shape[2:])
+    x = jnp.take_along_axis(x, token, axis=1)
+  return split(x, grid.tile)
+
+
+def split(x: Array, tile: int) -> Array:
+  """[B, N * C, ...] -> [N, B, C, ...]."""
+  x = x.reshape(x.shape[0], -1, tile, *x.shape[2:])
   return jnp.moveaxis(x, 1, 0)
 
 
@@ -172,61 +169,60 @@ def from_tiles(x: Array, grid: Grid, length: int) -> Array:
   """[N, B, C, ...] -> [B, T, ...], the inverse of `to_tiles`; padding is 0."""
   x = jnp.moveaxis(x, 0, 1)
   x = x.reshape(x.shape[0], -1, *x.shape[3:])
-  if grid.slot is None:
+  if grid.index is None:
     return x[:, :length]
   x = jnp.pad(x, [(0, 0), (0, 1)] + [(0, 0)] * (x.ndim - 2))
-  slot = jnp.minimum(grid.slot, x.shape[1] - 1)
-  index = slot.reshape(*slot.shape, *(1,) * (x.ndim - 2))
+  index = jnp.minimum(grid.index, x.shape[1] - 1)
+  index = index.reshape(*index.shape, *(1,) * (x.ndim - 2))
   return jnp.take_along_axis(x, index, axis=1)
 
 
 def scan_tiles(
-    body: Callable[[PyTree, PyTree, Tile], tuple[PyTree, PyTree]],
+    body: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
     carry: PyTree,
     inputs: PyTree,
     grid: Grid,
 ) -> tuple[PyTree, PyTree]:
   """Runs `body` over the tiles of a grid: the one scan of a level.
 
-  The backward pass keeps one carry a group of about sqrt(N) tiles and computes
-  the rest of a group anew: memory grows with sqrt(N), and each tile runs
-  forward three times in all.
+  The scan is one of about sqrt(N) scans of as many tiles. The backward pass
+  keeps the carries between the scans and computes the rest anew: memory grows
+  with sqrt(N), and each tile runs forward three times in all.
 
   Args:
-    body: (carry, a tile of each input [B, C, ...], Tile) -> (carry, outputs).
+    body: (carry, a tile of each input [B, C, ...]) -> (carry, outputs).
     carry: what the level hands from tile to tile.
-    inputs: pytree of [N, B, C, ...], from `to_tiles`.
+    inputs: pytree of [N, B, C, ...], from `to_tiles` and `split`.
     grid: the layout; tiles that are empty in every row are skipped.
 
   Returns:
     The last carry, and the outputs stacked over tiles, [N, ...].
   """
-  tiles = Tile(
-      to_tiles_flags(grid.valid, grid.tile), grid.opens.T, grid.reset.T
-  )
+  filled = jnp.any(split(grid.valid, grid.tile), axis=(1, 2))
 
   def step(carry, xs):
-    """carry: the body's; xs: (inputs, Tile) of one tile."""
-    x, tile = xs
-    if grid.source is None:
-      return body(carry, x, tile)
-    shapes = jax.eval_shape(body, carry, x, tile)[1]
+    """carry: the body's; xs: one tile of the inputs, and if it is filled."""
+    x, filled = xs
+    if grid.token is None:
+      return body(carry, x)
+    shapes = jax.eval_shape(body, carry, x)[1]
 
-    def empty(carry, x, tile):
-      del x, tile
+    def empty(carry, x):
+      del x
       zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
       return carry, zeros
 
-    return jax.lax.cond(jnp.any(tile.valid), body, empty, carry, x, tile)
+    return jax.lax.cond(filled, body, empty, carry, x)
 
   count = grid.opens.shape[1]
   root = math.isqrt(count - 1) + 1
-  group = min(g for g in range(root, count + 1) if count % g == 0)
+  inner = min(n for n in range(root, count + 1) if count % n == 0)
   xs = jax.tree.map(
-      lambda x: x.reshape(count // group, group, *x.shape[1:]), (inputs, tiles)
+      lambda x: x.reshape(count // inner, inner, *x.shape[1:]),
+      (inputs, filled),
   )
   carry, ys = jax.lax.scan(
-      # carry: the body's; xs: (inputs, Tile) of the tiles of one group.
+      # carry: the body's; xs: (inputs, filled) of the tiles of one inner scan.
       jax.checkpoint(
           lambda carry, xs: jax.lax.scan(jax.checkpoint(step), carry, xs)
       ),
@@ -234,11 +230,6 @@ def scan_tiles(
       xs,
   )
   return carry, jax.tree.map(lambda y: y.reshape(count, *y.shape[2:]), ys)
-
-
-def to_tiles_flags(x: Array, tile: int) -> Array:
-  """[B, N * C] -> [N, B, C]."""
-  return jnp.moveaxis(x.reshape(x.shape[0], -1, tile), 1, 0)
 
 
 def select(flag: Array, new: Any, old: Any) -> Any:

@@ -15,19 +15,19 @@ is each of these, by what it is given; the first two leave out the erasure
 | deltanet         | 1           | beta_t         | v_t           | yes    |
 | gated_deltanet   | alpha_t     | alpha_t beta_t | v_t / alpha_t | yes    |
 
-Linear attention divides the answer by its last entry, the normaliser.
+Linear attention divides the answer by its last entry, the normaliser. All four
+are `kernels.dgd.api.dgd_recurrence`, and so run as its kernel on a TPU.
 
 Sources: arXiv 2006.16236 (linear attention), 2307.08621 (RetNet, Eq. 6 and
 gamma_h = 1 - 2^(-5-h)), 2406.06484 (DeltaNet), 2412.06464 (Gated DeltaNet).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from hope_jax.kernels.dgd.api import default_tile
-from hope_jax.kernels.dgd.chunked import chunk_step
-from hope_jax.nested import levels
+from hope_jax.kernels.dgd.api import dgd_recurrence
 from hope_jax.types import Array
 
 ERASES = {
@@ -83,6 +83,9 @@ def layer(
     starts: Array | None = None,
     present: Array | None = None,
     precision: str = 'float32',
+    partition: PartitionSpec | None = None,
+    implementation: str = 'auto',
+    interpret: Any = False,
 ) -> tuple[Array, Array]:
   """Reads and writes a sequence, in chunk-parallel form.
 
@@ -94,36 +97,28 @@ def layer(
     erase: whether the delta decay acts.
     starts: [B, T] bool, where a document starts and the memory is zero again.
     present: [B, T] bool, false at padding, which writes and forgets nothing.
-    precision: of the products, as in `chunk_step`.
+    precision: of the products, as in `dgd_recurrence`.
+    partition: how the mesh that is set splits batch and heads.
+    implementation: of `dgd_recurrence`; then interpret.
+    interpret: whether a kernel is emulated.
 
   Returns:
-    Outputs [B, T, H, V] (NaN in rows with more documents than the grid has
-    room for, see `levels.token_grid`), and the memory after the last token.
+    Outputs [B, T, H, V], and the memory after the last token.
   """
-  batch, length, heads, width = k.shape
-  tile = min(default_tile(width, 'xla'), length)
-  grid = levels.token_grid(
-      batch, length, tile=tile, period=tile, starts=starts, present=present
-  )
-  zero = jnp.zeros((batch, heads, width, write.u.shape[-1]), jnp.float32)
-
-  def body(state, xs, tile):
-    """carry: the memory; xs: a tile of q, k, u, eta and log alpha."""
-    if starts is not None:
-      state = levels.select(tile.reset, zero, state)
-    q, k, u, eta, log_alpha = xs
-    valid = tile.valid[:, None, :]
-    o, state, _ = chunk_step(
-        state, q, k, u, jnp.where(valid, eta, 0),
-        jnp.where(valid, log_alpha, 0),
-        read='post', erase=erase, precision=precision,
+  u, eta, log_alpha = write
+  if present is not None:
+    eta, log_alpha = (
+        jnp.where(present[..., None], x, 0) for x in (eta, log_alpha)
     )
-    return state, jnp.moveaxis(o, 1, 2)
-
-  tiles = tuple(
-      jnp.moveaxis(levels.to_tiles(x, grid), 3, 2) for x in (q, k, *write)
+  segment_ids = reset = None
+  if starts is not None:
+    segment_ids = jnp.cumsum(starts, axis=1)
+    if state is not None:
+      # The first token starts a segment where no id is there to change.
+      state = jnp.where(starts[:, :1, None, None], 0, state)
+      reset = jnp.zeros_like(state)
+  return dgd_recurrence(
+      q, k, u, eta, log_alpha, state, read='post', erase=erase,
+      segment_ids=segment_ids, reset=reset, precision=precision,
+      partition=partition, implementation=implementation, interpret=interpret,
   )
-  state = zero if state is None else state
-  state, o = levels.scan_tiles(body, state, tiles, grid)
-  o = levels.from_tiles(o, grid, length)
-  return jnp.where(grid.overflow[:, None, None, None], jnp.nan, o), state

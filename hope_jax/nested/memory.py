@@ -1,12 +1,11 @@
 """Associative memories: a matrix, or a two-layer MLP with a residual path.
 
 A memory maps a key to a value and is written by gradient descent on its own
-loss (NL Def. 1). Two forms, as dicts of matrices with rows as inputs, so that
-`w` is the transpose of the paper's:
+loss (NL Def. 1). Two forms, of matrices with rows as inputs, so that `w` is the
+transpose of the paper's:
 
-    matrix  M(z) = z + z w                      {'w': [..., K, V]}
-    MLP     M(z) = z + phi(z w_in) w_out        {'w_in': [..., K, F],
-            (NL Eq. 89)                          'w_out': [..., F, V]}
+    Matrix  M(z) = z + z w
+    Mlp     M(z) = z + phi(z w_in) w_out        (NL Eq. 89)
 
 The identity path is there where K = V, and not for the scalar memories of the
 gates. It makes forgetting harmless: a memory that has decayed to nothing is the
@@ -17,6 +16,7 @@ key and a `w_in` of unit variance give a hidden vector of length about one.
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,38 @@ import jax.numpy as jnp
 from hope_jax.kernels.dgd.products import matmul
 from hope_jax.types import Array
 
-Memory = dict[str, Array]
+
+class Matrix(NamedTuple):
+  """M(z) = z + z w: one layer, both the first and the last."""
+
+  w: Array  # [..., K, V]
+
+  @property
+  def first(self) -> Array:
+    """The layer that sees the key."""
+    return self.w
+
+
+class Mlp(NamedTuple):
+  """M(z) = z + phi(z w_in) w_out."""
+
+  w_in: Array  # [..., K, F]
+  w_out: Array  # [..., F, V]
+
+  @property
+  def first(self) -> Array:
+    """The layer that sees the key."""
+    return self.w_in
+
+
+Memory = Matrix | Mlp
+
+
+class Write(NamedTuple):
+  """What is written into a layer y = x w: w += eta x^T u."""
+
+  x: Array  # [..., C, K or F], the layer's input
+  u: Array  # [..., C, F or V], the negative gradient at its output
 
 
 def init(
@@ -51,12 +82,12 @@ def init(
     The memory, leaves [H, ...] float32.
   """
   if hidden is None:
-    return {'w': std * jax.random.normal(rng, (heads, key_dim, value_dim))}
+    return Matrix(std * jax.random.normal(rng, (heads, key_dim, value_dim)))
   rng_in, rng_out = jax.random.split(rng)
-  return {
-      'w_in': jax.random.normal(rng_in, (heads, key_dim, hidden)),
-      'w_out': std * jax.random.normal(rng_out, (heads, hidden, value_dim)),
-  }
+  return Mlp(
+      w_in=jax.random.normal(rng_in, (heads, key_dim, hidden)),
+      w_out=std * jax.random.normal(rng_out, (heads, hidden, value_dim)),
+  )
 
 
 def activation(z: Array) -> Array:
@@ -79,11 +110,6 @@ def identity(z: Array, y: Array) -> Array:
   return z + y if z.shape[-1] == y.shape[-1] else y
 
 
-def first_layer(memory: Memory) -> str:
-  """The layer that sees the key: 'w' of a matrix, 'w_in' of an MLP."""
-  return 'w' if 'w' in memory else 'w_in'
-
-
 def read(
     memory: Memory,
     x: Array,
@@ -103,10 +129,10 @@ def read(
     [..., C, V].
   """
   if z is None:
-    z = matmul(x, memory[first_layer(memory)], precision)
-  if 'w' in memory:
+    z = matmul(x, memory.first, precision)
+  if isinstance(memory, Matrix):
     return identity(x, z)
-  return identity(x, matmul(activation(z), memory['w_out'], precision))
+  return identity(x, matmul(activation(z), memory.w_out, precision))
 
 
 def write_values(
@@ -117,8 +143,8 @@ def write_values(
     objective: str,
     precision: str = 'float32',
     z: Array | None = None,
-) -> dict[str, tuple[Array, Array]]:
-  """Closed-form inner gradient: for each layer its input and what to add.
+) -> Memory:
+  """Closed-form inner gradient: what to write into each layer.
 
   The loss is -<M(k), v^> ('delta') or 1/2 |M(k) - v^|^2 ('l2'), with v^ held
   fixed. For a layer y = x w the gradient is x^T (dL/dy): the layer's key is x
@@ -133,18 +159,18 @@ def write_values(
     z: k times the first layer, where the caller has it already.
 
   Returns:
-    Layer name -> (input [..., C, K or F], u [..., C, F or V]).
+    A memory of the same form, of a `Write` a layer.
   """
-  matrix = 'w' in memory
+  matrix = isinstance(memory, Matrix)
   if z is None and (objective == 'l2' or not matrix):
-    z = matmul(k, memory[first_layer(memory)], precision)
+    z = matmul(k, memory.first, precision)
   u = target
   if objective == 'l2':
     u = target - read(memory, k, precision, z=z)
   if matrix:
-    return {'w': (k, u)}
-  back = matmul(u, jnp.swapaxes(memory['w_out'], -1, -2), precision)
-  return {
-      'w_in': (k, activation_gradient(z) * back),
-      'w_out': (activation(z), u),
-  }
+    return Matrix(Write(k, u))
+  back = matmul(u, jnp.swapaxes(memory.w_out, -1, -2), precision)
+  return Mlp(
+      w_in=Write(k, activation_gradient(z) * back),
+      w_out=Write(activation(z), u),
+  )

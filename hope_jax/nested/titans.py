@@ -32,8 +32,8 @@ fade and be replaced, but not turn over, and so cannot count modulo two. With
 eta_t = (1 + alpha_t) eta_max hard_sigmoid(.) it reaches -1, a reflection, and
 the map still never lengthens anything. hard_sigmoid(x) = clip(x / 6 + 1 / 2)
 reaches 0 and 1: sigmoid only nears them, and a count would fade with the
-length. Targets shrink by `room`, so that eta room <= 1 - |lambda| wherever
-|lambda| > alpha: with targets in the unit ball
+length. Targets are scaled by s = `target_scale`, so that eta s <= 1 - |lambda|
+wherever |lambda| > alpha: with targets in the unit ball
 
     |M_t| <= max(alpha |M_{t-1}| + 1, |M_{t-1}|, 1),
 
@@ -52,7 +52,6 @@ text is long.
 """
 
 import functools
-import math
 from typing import Any, NamedTuple
 import warnings
 
@@ -60,8 +59,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from hope_jax.kernels.dgd import block_sizes, pallas_tpu
-from hope_jax.kernels.dgd.tile_scan import over_devices, tile_scan
+from hope_jax.kernels.dgd.devices import device
+from hope_jax.kernels.dgd.tpu import planning
+from hope_jax.kernels.dgd.tpu.tile_scan import over_devices, tile_scan
 from hope_jax.nested import dgd, levels
 from hope_jax.nested.memory import Memory
 from hope_jax.nested.titans_tile import (
@@ -118,48 +118,49 @@ def _opens(position: Array, chunk: int) -> Array:
   return (position >= 0) & (position % chunk == 0)
 
 
-def _scan_xla(step, params, carry, x, grid, options):
+def _marks(grid: levels.Grid, options: Options) -> Marks:
+  """What the tiles are told, [B, N * C] each."""
+
+  def spread(flag):  # of a tile, to its tokens
+    return jnp.repeat(flag, grid.tile, axis=1)
+
+  flags = Marks(
+      grid.valid,
+      spread(_opens(grid.opens, options.chunk)),
+      spread(_opens(grid.opens, options.projection_chunk)),
+      spread(grid.reset),
+  )
+  return jax.tree.map(lambda flag: flag.astype(jnp.float32), flags)
+
+
+def _scan_xla(step, params, carry, x, grid, marks):
   """`step` over the tiles of a grid, by `levels.scan_tiles`."""
 
-  def body(carry, xs, tile):
-    """carry: banks (memories, frozen, momentum); xs: Streams of one tile."""
-    flags = (
-        tile.valid,
-        _opens(tile.opens, options.chunk)[:, None],
-        _opens(tile.opens, options.projection_chunk)[:, None],
-        tile.reset[:, None],
-    )
-    marks = Marks(*(
-        jnp.broadcast_to(f, tile.valid.shape)[:, None].astype(jnp.float32)
-        for f in flags
-    ))
-    carry, (o, stats) = step(params, carry, xs, marks)
+  def body(carry, xs):
+    """carry: memories, frozen and momentum; xs: Streams and Marks of a tile."""
+    carry, (o, stats) = step(params, carry, *xs)
     return carry, (jnp.moveaxis(o, 1, 2), stats)
 
-  def heads_first(stream):
-    return jnp.moveaxis(levels.to_tiles(stream, grid), 3, 2)
+  xs = jax.tree.map(
+      lambda stream: jnp.moveaxis(levels.to_tiles(stream, grid), 3, 2), x
+  )
+  marks = jax.tree.map(
+      lambda mark: levels.split(mark, grid.tile)[:, :, None], marks
+  )
+  return levels.scan_tiles(body, carry, (xs, marks), grid)
 
-  return levels.scan_tiles(body, carry, jax.tree.map(heads_first, x), grid)
 
-
-def _runs_as_kernel(options, x, sizes) -> bool:
-  """Whether the TPU kernel takes this call; sizes: of `pallas_tpu.plan`."""
-  if options.implementation == 'xla' or x.q.shape[1] < sizes['tile']:
+def _runs_as_kernel(options: Options, x: Streams, sizes) -> bool:
+  """Whether the TPU kernel takes this call; sizes: `planning.Sizes`."""
+  if options.implementation == 'xla' or x.q.shape[1] < sizes.tile:
     return False  # a decoding step is no tile
   width = x.q.shape[-1]
-  obstacle = pallas_tpu.obstacle(
-      width, width, sizes['tile'], x.q.dtype, sizes['interpret']
-  )
-  if obstacle is None:
-    try:
-      pallas_tpu.plan(batch=1, length=1, heads=1, **sizes)
-    except ValueError as error:
-      obstacle = f'has no room: {error}'
-  if options.implementation == 'pallas_tpu':
-    if obstacle is not None:
-      raise ValueError(f"implementation='pallas_tpu' {obstacle}")
-    return True
-  if obstacle is not None and pallas_tpu.device()[0] == 'tpu':
+  obstacle = planning.obstacle(
+      width, width, sizes.tile, x.q.dtype, sizes.interpret
+  ) or planning.too_large(sizes)
+  if obstacle is not None and options.implementation == 'pallas_tpu':
+    raise ValueError(f"implementation='pallas_tpu' {obstacle}")
+  if obstacle is not None and device()[0] == 'tpu':
     warnings.warn(
         f'the XLA form stands in for the TPU kernel, which {obstacle}',
         stacklevel=3,
@@ -167,33 +168,25 @@ def _runs_as_kernel(options, x, sizes) -> bool:
   return obstacle is None
 
 
-def _scan_tpu(step, params, carry, x, grid, options, *, partition, sizes):
+def _scan_tpu(step, params, carry, x, grid, marks, *, partition, sizes):
   """`step` over the tiles of a grid, in one kernel."""
   heads = x.q.shape[2]
 
-  def slots(x):  # [B, T, ...] -> [B, N * C, ...]
+  def in_tiles(x):  # [B, T, ...] -> [B, N * C, ...]
     x = jnp.moveaxis(levels.to_tiles(x, grid), 0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])
 
-  def mark(flag):  # [B, N] or [B, N * C] -> [B, N * C, H]
-    flag = jnp.repeat(flag, grid.valid.shape[1] // flag.shape[1], axis=1)
-    flag = flag.astype(jnp.float32)
-    return jnp.broadcast_to(flag[..., None], (*flag.shape, heads))
-
-  marks = Marks(
-      mark(grid.valid),
-      mark(_opens(grid.opens, options.chunk)),
-      mark(_opens(grid.opens, options.projection_chunk)),
-      mark(grid.reset),
-  )
-
   def run(params, carry, xs, marks):
     batch, length, heads, _ = xs.q.shape
-    plan = pallas_tpu.plan(batch=batch, length=length, heads=heads, **sizes)
+    plan = planning.plan(sizes, batch=batch, length=length, heads=heads)
     return tile_scan(step, params, carry, xs, marks, plan)
 
+  marks = jax.tree.map(
+      lambda mark: jnp.broadcast_to(mark[..., None], (*mark.shape, heads)),
+      marks,
+  )
   carry, (o, stats) = over_devices(run, partition)(
-      params, carry, jax.tree.map(slots, x), marks
+      params, carry, jax.tree.map(in_tiles, x), marks
   )
   o = o.reshape(o.shape[0], -1, grid.tile, *o.shape[2:])
   return carry, (jnp.moveaxis(o, 1, 0), stats)
@@ -227,7 +220,7 @@ def layer(
 
   Returns:
     Outputs [B, T, H, K] (zero at padding; NaN in rows with more documents than
-    the grid has room for, see `levels.token_grid`), the state after the last
+    the grid has tiles for, see `levels.token_grid`), the state after the last
     token, and diagnostics: 'max_write' (largest eta |k|^2), 'least_eigenvalue'
     (least alpha - eta |k|^2 of the decay of the main memory), 'mean_eta',
     'mean_alpha', 'state_norm' (largest Frobenius norm of a written matrix).
@@ -240,64 +233,71 @@ def layer(
       phase=None if state is None else state.phase,
       starts=starts, present=present, aligned=options.aligned,
   )
-  initial = initial_state(params, batch, options)
-  state = initial if state is None else state
+  if state is None:
+    state = initial_state(params, batch, options)
   names = (MAIN, *options.adaptive)
-  written = {n: params['memories'][n] for n in names}
-  initial_bank, columns = dgd.pack(written, names)
+  initial, members = dgd.pack(
+      {name: params['memories'][name] for name in names}, names
+  )
   layout = Layout(
-      columns=columns,
+      members=members,
       # What is static stays simple: tiles that all open a chunk need no
       # frozen copy.
       always_open=(
-          grid.source is None and present is None and tile_size == period
+          grid.token is None and present is None and tile_size == period
       ),
       restarts=starts is not None,
       options=options,
   )
   step = functools.partial(tile_step, layout=layout)
   constants = tile_params(
-      params, initial_bank if layout.restarts else None, options.plain_heads
+      params, initial if layout.restarts else None, options.plain_heads
   )
   bank, frozen, momentum = (
       None if m is None else dgd.pack(m, names)[0]
       for m in (state.memories, state.frozen, state.momentum)
   )
-  scan = _scan_xla
-  sizes = dict(
-      tile=tile_size, interpret=interpret, itemsize=4, save_states='auto',
+  width, wide = x.q.shape[-1], bank.first.shape[-1]
+  sizes = planning.Sizes(
+      tile=tile_size,
       # Streams and outputs, and four products with the wide state: of the
       # frozen copy with keys and values, of the state with keys, and writes.
-      vectors=4 * block_sizes.lanes(x.q.shape[-1])
-      + 4 * block_sizes.lanes(bank.first.shape[-1]),
-      matrices=sum(
-          math.prod(w.shape[2:-1]) * block_sizes.lanes(w.shape[-1])
-          for w in jax.tree.leaves((constants, bank, frozen, momentum))
-      ),
+      vectors=(width,) * 4 + (wide,) * 4,
+      matrices=(constants, bank, frozen, momentum),
+      interpret=interpret,
   )
+  scan = _scan_xla
   if _runs_as_kernel(options, x, sizes):
     scan = functools.partial(_scan_tpu, partition=partition, sizes=sizes)
     if layout.always_open and length % period == 0:
       frozen = None  # what comes next opens a chunk as well
-  carry, (o, stats) = scan(
-      step, constants, (bank, frozen, momentum), x, grid, options
+  (bank, frozen, momentum), (o, stats) = scan(
+      step, constants, (bank, frozen, momentum), x, grid, _marks(grid, options)
   )
-  bank, frozen, momentum = carry
-  carry = bank, bank if frozen is None else frozen, momentum
-  carry = tuple(None if b is None else dgd.unpack(b, columns) for b in carry)
+  state = TitansState(
+      dgd.unpack(bank, members),
+      dgd.unpack(bank if frozen is None else frozen, members),
+      None if momentum is None else dgd.unpack(momentum, members),
+      grid.phase,
+  )
   o = levels.from_tiles(o, grid, length)
   o = jnp.where(grid.overflow[:, None, None, None], jnp.nan, o)
-  count = jnp.maximum(jnp.sum(grid.valid), 1) * x.q.shape[2]
+  return o, state, _diagnostics(stats, state.memories, grid, x.q.shape[2])
+
+
+def _diagnostics(
+    stats: dict, memories: dict, grid: levels.Grid, heads: int
+) -> dict[str, Array]:
+  """What `layer` returns last, from the statistics of `tile_step`."""
+  count = jnp.maximum(jnp.sum(grid.valid), 1) * heads
   norms = [
       jnp.max(jnp.sqrt(jnp.sum(w * w, axis=(-2, -1))))
-      for w in jax.tree.leaves(carry[0])
+      for w in jax.tree.leaves(memories)
   ]
-  diagnostics = {
+  return jax.lax.stop_gradient({
       'max_write': jnp.max(stats['write']),
       'least_eigenvalue': 1 - jnp.max(stats['shrink']),
       'mean_eta': jnp.sum(stats['eta']) / count,
       'mean_alpha': jnp.sum(stats['alpha']) / count,
       'state_norm': jnp.max(jnp.stack(norms)),
-  }
-  diagnostics = jax.lax.stop_gradient(diagnostics)
-  return o, TitansState(*carry, grid.phase), diagnostics
+  })

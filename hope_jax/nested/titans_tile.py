@@ -47,11 +47,19 @@ class Options(NamedTuple):
   implementation: str = 'xla'  # or 'pallas_tpu', or 'auto'
   plain_heads: int = 0  # the last ones: no decay along the key
 
+  def rule(self) -> dgd.Rule:
+    """How the bank of the written memories is written and read."""
+    return dgd.Rule(
+        objective=self.objective, layers=self.layers, share=self.projection_eta,
+        read='post' if self.read == 'after' else 'pre',
+        precision=self.precision,
+    )
+
 
 class Marks(NamedTuple):
-  """What a tile is told of its slots, one number a slot: [B, H, C] each."""
+  """What a tile is told of its tokens, 0 or 1: [B, H, C] each."""
 
-  valid: Array  # 1 where the slot holds a token
+  valid: Array  # 1 where there is a token
   opens_main: Array  # 1 where the main memory's chunk starts with the tile
   opens_rest: Array  # the same for the other memories
   reset: Array  # 1 where a document starts with the tile
@@ -60,7 +68,7 @@ class Marks(NamedTuple):
 class Layout(NamedTuple):
   """What is known of a scan when it is compiled."""
 
-  columns: dgd.Columns
+  members: dgd.Members
   always_open: bool  # every tile opens a chunk: no frozen copy is carried
   restarts: bool  # documents may start
   options: Options
@@ -71,7 +79,7 @@ def bound(x: Array) -> Array:
   return x / jnp.sqrt(1 + jnp.sum(x * x, axis=-1, keepdims=True))
 
 
-def room(eta: Array, alpha: Array) -> Array:
+def target_scale(eta: Array, alpha: Array) -> Array:
   """What a target is scaled by under signed eigenvalues, in [0, 1].
 
   Args:
@@ -85,29 +93,39 @@ def room(eta: Array, alpha: Array) -> Array:
   return jnp.minimum(1, (1 + alpha - eta) / jnp.maximum(eta, 0.5))
 
 
-def project(params, frozen, columns, x, options):
+class Projected(NamedTuple):
+  """What the frozen memories make of a tile."""
+
+  q: Array  # [B, H, C, K]; unit vectors, and so is k
+  k: Array
+  v: Array
+  eta: Array  # [B, H, C]
+  log_alpha: Array
+  log_mu: Array | None
+
+
+def project(params, frozen, members, x, options) -> Projected:
   """Keys, values, queries and gates of a tile, from the frozen memories.
 
   Args:
     params: as `tile_params` makes them.
     frozen: the frozen copies; memories that are not written are read from their
       learned initial states.
-    columns: the memories in the bank.
+    members: the memories in the bank.
     x: Streams of unit vectors, [B, H, C, K] each.
     options: as in `layer`.
-
-  Returns:
-    q, k, v [B, H, C, K]; eta, log_alpha, log_mu [B, H, C] (log_mu or None).
   """
-  copies = dgd.unpack(frozen, columns)
+  copies = dgd.unpack(frozen, members)
   size = x.k.shape[-2]
   rows = jnp.concatenate(
       [x.k, x.v] + ([x.q] if 'q' in options.adaptive else []), axis=-2
   )
   z = {}
   if options.adaptive:  # every stream against every memory, in one product
-    main = columns.widths[0]
-    rest = dgd.Columns(columns.names[1:], columns.widths[1:])
+    main = members.widths[0]
+    rest = members._replace(
+        names=members.names[1:], widths=members.widths[1:]
+    )
     z = rest.split(matmul(rows, frozen.first[..., main:], options.precision))
 
   def memory(name, stream, start):
@@ -141,7 +159,7 @@ def project(params, frozen, columns, x, options):
         jnp.sum(x.k * params['w_mu'], axis=-1, keepdims=True)
         + params['bias_mu']
     ))
-  return q, k, v, eta, log_alpha, log_mu
+  return Projected(q, k, v, eta, log_alpha, log_mu)
 
 
 def tile_params(
@@ -187,7 +205,7 @@ def tile_step(params, carry, xs, marks, kept=(), *, layout: Layout):
     The carry, and (outputs like xs, statistics like marks).
   """
   del kept
-  options, columns = layout.options, layout.columns
+  options, members = layout.options, layout.members
   bank, frozen, momentum = carry
   if layout.restarts:
     flag = column(marks.reset)[..., :1, :]
@@ -201,59 +219,65 @@ def tile_step(params, carry, xs, marks, kept=(), *, layout: Layout):
   if layout.always_open:
     frozen = bank
   else:
-    frozen = _refresh(frozen, bank, marks, columns)
-  q, k, v, eta, log_alpha, log_mu = project(
-      params, frozen, columns,
+    frozen = _refresh(frozen, bank, marks, members)
+  made = project(
+      params, frozen, members,
       jax.tree.map(lambda x: unit(x.astype(jnp.promote_types(x, jnp.float32))),
                    xs),
       options,
   )
   valid = marks.valid > 0
-  eta = jnp.where(valid, eta, 0)
-  log_alpha = jnp.where(valid, log_alpha, 0)
-  if log_mu is not None:  # mu = 1 neither adds to momentum nor forgets it
-    log_mu = jnp.where(valid, log_mu, 0)
-
-  copies = dgd.unpack(frozen, columns)
-  v_z = columns.split(matmul(v, frozen.first, options.precision))
-  targets = {}
-  for name, memory in copies.items():
-    y = memory_lib.read(memory, v, options.precision, z=v_z[name])
-    targets[name] = y if options.target == 'raw' else bound(y)
-  if options.target == 'value':
-    targets[MAIN] = v
-  shares = {
-      n: 1.0 if n == MAIN else options.projection_eta for n in columns.names
-  }
-  if options.eigenvalues == 'signed':
-    alpha = jnp.exp(log_alpha)
-    targets = {
-        name: column(room(shares[name] * eta, alpha)) * y
-        for name, y in targets.items()
-    }
-
+  # log mu = 0 neither adds to momentum nor forgets it.
+  made = made._replace(
+      eta=jnp.where(valid, made.eta, 0),
+      log_alpha=jnp.where(valid, made.log_alpha, 0),
+      log_mu=None if made.log_mu is None else jnp.where(valid, made.log_mu, 0),
+  )
   sees_chunk = options.read != 'boundary'
+  chunk = dgd.Chunk(
+      k=made.k, targets=_targets(frozen, made, layout), eta=made.eta,
+      log_alpha=made.log_alpha, log_mu=made.log_mu, present=marks.valid,
+      q=made.q if sees_chunk else None,
+  )
   new_bank, momentum, o = dgd.step(
-      bank, frozen, momentum, k, targets, eta, log_alpha, log_mu,
-      marks.valid, columns=columns, shares=shares,
-      q=q if sees_chunk else None,
-      read='post' if options.read == 'after' else 'pre',
-      objective=options.objective, layers=options.layers,
-      heads=params['decaying'], precision=options.precision,
+      bank, frozen, momentum, chunk, members=members, rule=options.rule(),
+      decaying=params['decaying'],
   )
   if not sees_chunk:
-    o = memory_lib.read(copies[MAIN], q, options.precision)
-  write = eta * row(jnp.sum(k * k, axis=-1, keepdims=True))
+    main = dgd.unpack(frozen, members)[MAIN]
+    o = memory_lib.read(main, made.q, options.precision)
+  write = made.eta * row(jnp.sum(made.k * made.k, axis=-1, keepdims=True))
   erased = 0 * write if options.layers == 'none' else write
   if params['decaying'] is not None:
     erased = params['decaying'][..., 0] * erased
+  alpha = jnp.exp(made.log_alpha)
   stats = {
       'write': write,
-      'shrink': jnp.where(valid, 1 - jnp.exp(log_alpha) + erased, 0),
-      'eta': eta,
-      'alpha': jnp.where(valid, jnp.exp(log_alpha), 0),
+      'shrink': jnp.where(valid, 1 - alpha + erased, 0),
+      'eta': made.eta,
+      'alpha': jnp.where(valid, alpha, 0),
   }
   return (new_bank, frozen if carries_frozen else None, momentum), (o, stats)
+
+
+def _targets(frozen, made: Projected, layout: Layout) -> dict[str, Array]:
+  """name -> v^ [B, H, C, V], what each memory of the bank is to answer."""
+  options, members = layout.options, layout.members
+  z = members.split(matmul(made.v, frozen.first, options.precision))
+  targets = {}
+  for name, memory in dgd.unpack(frozen, members).items():
+    y = memory_lib.read(memory, made.v, options.precision, z=z[name])
+    targets[name] = y if options.target == 'raw' else bound(y)
+  if options.target == 'value':
+    targets[MAIN] = made.v
+  if options.eigenvalues == 'positive':
+    return targets
+  alpha = jnp.exp(made.log_alpha)
+  share = {name: options.projection_eta for name in targets} | {MAIN: 1.0}
+  return {
+      name: column(target_scale(share[name] * made.eta, alpha)) * y
+      for name, y in targets.items()
+  }
 
 
 def _select(flag: Array, new, old):
@@ -266,19 +290,19 @@ def _select(flag: Array, new, old):
   return jax.tree.map(leaf, new, old)
 
 
-def _refresh(frozen, bank, marks, columns):
+def _refresh(frozen, bank, marks, members):
   """Copies the memories whose chunk starts with this tile."""
   main, rest = (
       column(x)[..., :1, :] for x in (marks.opens_main, marks.opens_rest)
   )
-  width = columns.widths[0]
+  width = members.widths[0]
   parts = [_select(main, bank.first[..., :width], frozen.first[..., :width])]
-  if len(columns.names) > 1:
+  if len(members.names) > 1:
     parts.append(
         _select(rest, bank.first[..., width:], frozen.first[..., width:])
     )
-  second = {
-      n: _select(main if n == MAIN else rest, x, frozen.second[n])
-      for n, x in bank.second.items()
-  }
+  second = tuple(
+      _select(main if members.is_first(stack) else rest, new, old)
+      for stack, new, old in zip(members.stacks, bank.second, frozen.second)
+  )
   return dgd.Bank(jnp.concatenate(parts, axis=-1), second)

@@ -68,6 +68,13 @@ def cotangents(shape):
   return rng.normal(size=(B, T, H, V)), rng.normal(size=(B, H, K, V))
 
 
+def reset(shape):
+  """A state for segments to start from that is not the one that enters."""
+  B, T, H, K, V = shape
+  values = np.random.default_rng(7).normal(size=(B, H, K, V))
+  return values.astype(np.float32).astype(np.float64)
+
+
 def segments(length):
   """Starts at 1, 3, 16, 17, 18, 39 in one row, at 10 and 26 in the other."""
   t = np.arange(length)
@@ -78,7 +85,7 @@ def segments(length):
 
 
 def check(actual, expected, bounds, what):
-  names = ('o', 'final', *(f'd{n}' for n in NAMES))
+  names = ('o', 'final', *(f'd{n}' for n in NAMES), 'dreset')
   of_gates = ('deta', 'dlog_alpha')
   for name, a, e in zip(names, actual, expected):
     a = np.asarray(a, np.float64)

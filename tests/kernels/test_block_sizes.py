@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from hope_jax.kernels.dgd import block_sizes
+from hope_jax.kernels.dgd.tpu import block_sizes
 
 RESULTS = pathlib.Path(__file__).parents[2] / 'benchmarks' / 'results'
 DEVICES = {

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hope_jax.kernels.dgd import api, implementations
 from hope_jax.kernels.dgd.api import dgd_recurrence
 from tests.kernels import cases
 from tests.kernels.cases import BOUNDS, NAMES, REGIMES
@@ -30,21 +31,28 @@ def _segments(length=T):
 
 
 @functools.cache
-def _expected(regime, read, tile, packed=False, length=T):
-  """Outputs, final state and six gradients of the oracle."""
+def _expected(
+    regime, read, tile, packed=False, length=T, erase=True, reset=False
+):
+  """Outputs, final state and gradients of the oracle, six or with reset 7."""
   args = _inputs(regime, length)
   do, ds = _cotangents(length)
   ids = _segments(length) if packed else None
-  options = dict(read=read, tile=tile, segment_ids=ids)
+  options = dict(read=read, tile=tile, segment_ids=ids, erase=erase)
+  if reset:
+    options['reset'] = cases.reset((B, length, H, K, V))
   return (
       *oracle.recurrence(*args, **options),
       *oracle.recurrence_gradient(*args, do, ds, **options),
   )
 
 
-def _run(regime, *, dtype, read, tile, length=T, **options):
+def _run(regime, *, dtype, read, tile, length=T, reset=False, **options):
   """Outputs, final state and gradients of the function under test."""
-  args = tuple(jnp.asarray(x, dtype) for x in _inputs(regime, length))
+  args = _inputs(regime, length)
+  if reset:
+    args = *args, cases.reset((B, length, H, K, V))
+  args = tuple(jnp.asarray(x, dtype) for x in args)
   do, ds = (jnp.asarray(x, dtype) for x in _cotangents(length))
   return _compiled(read, tile, tuple(options.items()))(args, do, ds)
 
@@ -57,7 +65,12 @@ def _compiled(read, tile, options):
 
   @jax.jit
   def run(args, do, ds):
-    f = functools.partial(dgd_recurrence, read=read, tile=tile, **options)
+    def f(q, k, u, eta, log_alpha, state, *reset):
+      return dgd_recurrence(
+          q, k, u, eta, log_alpha, state, read=read, tile=tile,
+          reset=reset[0] if reset else None, **options,
+      )
+
     out, pull = jax.vjp(f, *args)
     return (*out, *pull((do, ds)))
 
@@ -171,6 +184,111 @@ def test_segments_match_the_oracle(x64, read, tile, implementation):
     _check(actual, expected, BOUNDS['float64'], regime)
 
 
+@pytest.mark.parametrize('implementation', ['xla', 'reference'])
+@pytest.mark.parametrize('packed', [False, True])
+@pytest.mark.parametrize('read', READS)
+def test_without_erasure_writes_only_add_up(x64, read, packed, implementation):
+  """If this fails, linear attention and RetNet are other models."""
+  for regime in ('plain', 'mixed', 'same_keys', 'long_keys'):
+    actual = _run(
+        regime, dtype='float64', read=read, tile=4, packed=packed, erase=False,
+        implementation=implementation,
+    )
+    expected = _expected(regime, read, 4, packed=packed, erase=False)
+    _check(actual, expected, BOUNDS['float64'], regime)
+
+
+@pytest.mark.parametrize(
+    'read,tile,implementation',
+    [
+        ('pre', 16, 'xla'), ('post', 4, 'xla'), ('chunk', 4, 'xla'),
+        ('chunk', 4, 'reference'),
+    ],
+)
+def test_segments_start_from_the_reset_state(x64, read, tile, implementation):
+  """If this fails, a document starts from what the one before has left."""
+  for regime in ('plain', 'mixed', 'forget'):
+    actual = _run(
+        regime, dtype='float64', read=read, tile=tile, packed=True, reset=True,
+        implementation=implementation,
+    )
+    expected = _expected(regime, read, tile, packed=True, reset=True)
+    assert len(actual) == len(expected) == 9
+    _check(actual, expected, BOUNDS['float64'], regime)
+
+
+@pytest.mark.parametrize('implementation', ['xla', 'reference'])
+def test_without_a_state_segments_start_from_zero(x64, implementation):
+  """If this fails, the short way for a zero reset is another recurrence."""
+  *streams, state = _inputs('plain')
+  how = dict(
+      read='post', tile=4, segment_ids=_segments(),
+      implementation=implementation,
+  )
+  zero = jnp.zeros_like(state)
+  for a, b in zip(
+      dgd_recurrence(*streams, **how),
+      dgd_recurrence(*streams, zero, reset=zero, **how),
+  ):
+    np.testing.assert_allclose(a, b, atol=1e-14)
+
+
+@pytest.mark.parametrize('packed', [False, True])
+def test_padding_writes_and_forgets_nothing(x64, packed):
+  """If this fails, padding inside a row changes the tokens after it."""
+  *streams, state = _inputs('mixed')
+  present = np.random.default_rng(2).random(T) < 0.6
+  ids = _segments() if packed else None
+  q, k, u, eta, la = streams
+  eta, la = (np.where(present[:, None], x, 0) for x in (eta, la))
+  f = functools.partial(dgd_recurrence, tile=16)
+  o, final = f(q, k, u, eta, la, state, segment_ids=ids)
+  kept, last = f(
+      *(x[:, present] for x in streams), state,
+      segment_ids=ids[:, present] if packed else None,
+  )
+  np.testing.assert_allclose(o[:, present], kept, atol=1e-12)
+  np.testing.assert_allclose(final, last, atol=1e-12)
+
+
+def test_an_implementation_comes_from_outside(monkeypatch):
+  """If this fails, a new kernel needs changes in the files of the others."""
+  table = dict(implementations.IMPLEMENTATIONS)
+  monkeypatch.setattr(implementations, 'IMPLEMENTATIONS', table)
+  monkeypatch.setattr(api, 'IMPLEMENTATIONS', table)
+  seen = []
+
+  def run(q, k, u, eta, log_alpha, state, packed, *, tile, **options):
+    seen.append(tile)
+    return table['xla'].run(
+        q, k, u, eta, log_alpha, state, packed, tile=tile, **options
+    )
+
+  def obstacle(problem):
+    return 'takes keys of 8 only' if problem.key_dim != 8 else None
+
+  toy = implementations.Implementation(
+      run, lambda key_dim, length: 4, obstacle, platforms=('cpu',)
+  )
+  implementations.register('toy', toy)
+  args = [jnp.asarray(x, jnp.float32) for x in _inputs('plain')]
+  o, final = dgd_recurrence(*args)  # 'auto' on this platform
+  expected = dgd_recurrence(*args, implementation='xla')
+  np.testing.assert_allclose(o, expected[0], atol=1e-4)
+  np.testing.assert_allclose(final, expected[1], atol=1e-4)
+  assert seen == [4]
+  q, k, *rest, state = args
+  wider = [jnp.concatenate([x, x], axis=-1) for x in (q, k)]
+  state = jnp.concatenate([state, state], axis=-2)
+  with pytest.warns(UserWarning, match="stands in for 'toy', which takes keys"):
+    dgd_recurrence(*wider, *rest, state)
+  with pytest.raises(ValueError, match="implementation='toy' takes keys of 8"):
+    dgd_recurrence(*wider, *rest, state, implementation='toy')
+  with pytest.raises(ValueError, match="'toy' is already in the table"):
+    implementations.register('toy', toy)
+  assert seen == [4]
+
+
 def test_segments_keep_float32_accuracy():
   """If this fails, the decay before a segment spoils the digits inside it."""
   for regime in ('plain', 'keep', 'mixed', 'forget'):
@@ -219,15 +337,15 @@ def test_the_future_does_not_reach_the_past(read, packed):
     assert (before[:, t:] != after[:, t:]).any()
 
 
-@pytest.mark.parametrize('piece', [T // 2, 1])
-def test_a_state_handed_over_continues_the_sequence(x64, piece):
-  """If this fails, a text fed in pieces is not the text."""
+@pytest.mark.parametrize('length', [T // 2, 1])
+def test_a_state_handed_over_continues_the_sequence(x64, length):
+  """If this fails, a text fed in several calls is not the text."""
   *streams, state = _inputs('plain')
   expected, final, *_ = _expected('plain', 'pre', 1)
   feed = jax.jit(functools.partial(dgd_recurrence, read='pre', tile=16))
   outputs = []
-  for start in range(0, T, piece):
-    o, state = feed(*(x[:, start : start + piece] for x in streams), state)
+  for start in range(0, T, length):
+    o, state = feed(*(x[:, start : start + length] for x in streams), state)
     outputs.append(o)
   np.testing.assert_allclose(np.concatenate(outputs, 1), expected, atol=1e-12)
   np.testing.assert_allclose(state, final, atol=1e-12)
@@ -336,6 +454,8 @@ def test_what_does_not_fit_is_named():
     call(2, streams[2][0])
   with pytest.raises(ValueError, match='segment_ids must have shape'):
     dgd_recurrence(*streams, segment_ids=_segments()[:, :3])
+  with pytest.raises(ValueError, match='reset must have shape'):
+    dgd_recurrence(*streams, segment_ids=_segments(), reset=state[:1])
   for option in ('read', 'precision', 'implementation', 'save_states'):
     with pytest.raises(ValueError, match=f"{option} must be one of .*'wrong'"):
       dgd_recurrence(*streams, **{option: 'wrong'})
@@ -343,7 +463,7 @@ def test_what_does_not_fit_is_named():
     dgd_recurrence(*streams, tile=0)
   with pytest.raises(ValueError, match="'pallas_tpu' needs a TPU"):
     dgd_recurrence(*streams, implementation='pallas_tpu')
-  with pytest.raises(ValueError, match='K and V must be in .* K=8, V=5'):
+  with pytest.raises(ValueError, match='K must be in .* K=8, V=5'):
     dgd_recurrence(*streams, implementation='pallas_tpu', interpret=True)
 
 

@@ -34,15 +34,18 @@ def mesh(request):
 
 
 def _check(
-    mesh, regimes, *, packed, bounds, dtype, shape=SHAPE, **options
+    mesh, regimes, *, packed, bounds, dtype, shape=SHAPE, reset=False,
+    **options,
 ):
   """Outputs, final state and all gradients of every regime."""
   ids = cases.segments(shape[1]) if packed else None
   with jax.set_mesh(mesh):
-    f = functools.partial(
-        dgd_recurrence, segment_ids=None if ids is None else jnp.asarray(ids),
-        partition=WHERE, **options,
-    )
+    def f(q, k, u, eta, log_alpha, state, *reset):
+      return dgd_recurrence(
+          q, k, u, eta, log_alpha, state, partition=WHERE,
+          segment_ids=None if ids is None else jnp.asarray(ids),
+          reset=reset[0] if reset else None, **options,
+      )
 
     @jax.jit
     def run(args, cotangents):
@@ -53,8 +56,15 @@ def _check(
       args = cases.inputs(regime, shape)
       cotangents = cases.cotangents(shape)
       cast = functools.partial(jax.tree.map, lambda x: jnp.asarray(x, dtype))
-      actual = run(cast(args), cast(cotangents))
-      how = dict(read=options['read'], tile=options['tile'], segment_ids=ids)
+      how = dict(
+          read=options['read'], tile=options['tile'], segment_ids=ids,
+          erase=options.get('erase', True),
+      )
+      more = ()
+      if reset:
+        how['reset'] = cases.reset(shape)
+        more = (how['reset'],)
+      actual = run(cast((*args, *more)), cast(cotangents))
       expected = (
           *oracle.recurrence(*args, **how),
           *oracle.recurrence_gradient(*args, *cotangents, **how),
@@ -72,6 +82,20 @@ def test_sharded_sequence(mesh, read, packed, x64):
   """
   _check(
       mesh, ('plain', 'mixed', 'same_keys', 'forget'), packed=packed,
+      bounds=cases.BOUNDS['float64'], dtype=np.float64, read=read, tile=4,
+  )
+
+
+@pytest.mark.parametrize('mesh', [(1, 2, 4)], indirect=True)
+@pytest.mark.parametrize('read', cases.READS)
+def test_sharded_sequence_of_linear_memories(mesh, read, x64):
+  """A failure means that shards restart from, or add up to, another state."""
+  _check(
+      mesh, ('plain', 'mixed'), packed=True, reset=True, erase=False,
+      bounds=cases.BOUNDS['float64'], dtype=np.float64, read=read, tile=4,
+  )
+  _check(
+      mesh, ('mixed',), packed=True, reset=True,
       bounds=cases.BOUNDS['float64'], dtype=np.float64, read=read, tile=4,
   )
 

@@ -24,11 +24,13 @@ EMULATED = pltpu.InterpretParams(detect_races=True)
 
 
 @functools.cache
-def _expected(regime, read, tile, packed, shape):
-  """Outputs, final state and six gradients of the oracle."""
+def _expected(regime, read, tile, packed, shape, erase=True, reset=False):
+  """Outputs, final state and gradients of the oracle, six or with reset 7."""
   args = cases.inputs(regime, shape)
   ids = cases.segments(shape[1]) if packed else None
-  options = dict(read=read, tile=tile, segment_ids=ids)
+  options = dict(read=read, tile=tile, segment_ids=ids, erase=erase)
+  if reset:
+    options['reset'] = cases.reset(shape)
   gradients = oracle.recurrence_gradient(
       *args, *cases.cotangents(shape), **options
   )
@@ -43,9 +45,12 @@ def _compiled(packed, shape, options):
 
   @jax.jit
   def run(args, cotangents):
-    f = functools.partial(
-        dgd_recurrence, implementation='pallas_tpu', **options
-    )
+    def f(q, k, u, eta, log_alpha, state, *reset):
+      return dgd_recurrence(
+          q, k, u, eta, log_alpha, state, implementation='pallas_tpu',
+          reset=reset[0] if reset else None, **options,
+      )
+
     out, pull = jax.vjp(f, *args)
     return *out, *pull(cotangents)
 
@@ -58,16 +63,17 @@ def _float32(arrays):
 
 def _check(
     regimes, *, read='pre', tile=16, packed=False, precision='float32',
-    shape=SHAPE, interpret=True, **options,
+    shape=SHAPE, interpret=True, erase=True, reset=False, **options,
 ):
-  options.update(read=read, tile=tile, precision=precision, interpret=interpret)
+  options.update(
+      read=read, tile=tile, precision=precision, interpret=interpret,
+      erase=erase,
+  )
   run = _compiled(packed, shape, tuple(options.items()))
   for regime in regimes:
-    actual = run(
-        _float32(cases.inputs(regime, shape)),
-        _float32(cases.cotangents(shape)),
-    )
-    expected = _expected(regime, read, tile, packed, shape)
+    args = *cases.inputs(regime, shape), *([cases.reset(shape)] * reset)
+    actual = run(_float32(args), _float32(cases.cotangents(shape)))
+    expected = _expected(regime, read, tile, packed, shape, erase, reset)
     relaxed = 5 if regime == 'reflect' else 1
     bounds = [relaxed * b for b in BOUNDS[precision]]
     cases.check(actual, expected, bounds, f'{regime} {options}')
@@ -85,6 +91,40 @@ def _check(
 def test_the_kernel_is_the_recurrence(read, tile, packed, precision):
   """If this fails, the kernel computes something else than its name says."""
   _check(REGIMES, read=read, tile=tile, packed=packed, precision=precision)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(read='post', erase=False),
+        dict(read='post', erase=False, packed=True, precision='bf16'),
+        dict(read='chunk', erase=False, packed=True),
+        dict(read='post', packed=True, reset=True),
+        dict(read='chunk', packed=True, reset=True, precision='bf16'),
+        # Linear attention: a column of its normaliser beside the values.
+        dict(read='post', erase=False, shape=(2, 40, 2, 64, 65)),
+        dict(read='post', packed=True, reset=True, shape=(2, 40, 1, 128, 129)),
+    ],
+    ids=str,
+)
+def test_the_kernel_is_what_linear_memories_ask_for(options):
+  """If this fails, a TPU trains other linear memories than a CPU."""
+  _check(('plain', 'mixed', 'same_keys'), **options)
+
+
+def test_a_zero_reset_is_no_parameter():
+  """If this fails, the short way for a zero reset is another recurrence."""
+  *streams, state = _float32(cases.inputs('plain', SHAPE))
+  how = dict(
+      read='post', tile=16, segment_ids=jnp.asarray(cases.segments(T)),
+      implementation='pallas_tpu', interpret=True,
+  )
+  zero = jnp.zeros_like(state)
+  for a, b in zip(
+      dgd_recurrence(*streams, **how),
+      dgd_recurrence(*streams, zero, reset=zero, **how),
+  ):
+    np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize('packed', [False, True])
@@ -202,7 +242,7 @@ def test_what_cannot_run_says_why():
     run(*args)
   with pytest.raises(ValueError, match='multiple of 16.* got tile=8'):
     run(*args, tile=8, interpret=True)
-  with pytest.warns(UserWarning, match='stands in for the TPU kernel'):
+  with pytest.warns(UserWarning, match="stands in for 'pallas_tpu'"):
     dgd_recurrence(*args, tile=8, interpret=True)
   with pytest.raises(ValueError, match='read must be one of'):
     dgd_step(*(x[:, 0] for x in args[:5]), args[5], read='chunk')

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.kernels.dgd.layouts import Plan
-from hope_jax.kernels.dgd.tile_scan import tile_scan
+from hope_jax.kernels.dgd.tpu.layouts import Plan
+from hope_jax.kernels.dgd.tpu.tile_scan import tile_scan
 
 B, T, H, C = 4, 21, 4, 8
 

@@ -15,7 +15,7 @@ from hope_jax.config import ModelConfig, TitansConfig
 from hope_jax.models.mixers import titans_options
 from hope_jax.nested import titans
 from hope_jax.nested.dgd import unit
-from tests.nested.titans_cases import F, H, make_params, make_streams
+from tests.nested.titans_cases import F, H, make_params, make_streams, plain
 
 T = 11
 
@@ -44,7 +44,8 @@ def gradient(w, k, v):
 
 def expect(params, x, config, head):
   """Titans Eq. 8-14 with `momentum` and `retention`, or TTT without both."""
-  of = lambda name: jax.tree.map(lambda w: w[head], params['memories'][name])
+  memories = jax.tree.map(lambda w: w[head], plain(params['memories']))
+  of = memories.get
   w = copy = of('memory')
   s = jax.tree.map(jnp.zeros_like, w)
   outputs = []

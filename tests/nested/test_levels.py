@@ -13,11 +13,11 @@ ROWS = 48
 
 
 def _brute_force(tile, period, phase, starts, present):
-  """Walks a row; returns (slots, tiles, phase): see `levels.Grid`.
+  """Walks a row; returns (index, tiles, phase): see `levels.Grid`.
 
-  slots: token -> slot, for present tokens; tiles: (opens, reset) of each tile.
+  index: of each token that is present; tiles: (opens, reset) of each tile.
   """
-  slots, tiles, position = {}, [], int(phase)
+  index, tiles, position = {}, [], int(phase)
   for t in range(len(starts)):
     if not present[t]:
       continue
@@ -26,9 +26,9 @@ def _brute_force(tile, period, phase, starts, present):
     opens = position % tile == 0
     if starts[t] or opens or not tiles:
       tiles.append((position if opens else -1, bool(starts[t])))
-    slots[t] = (len(tiles) - 1) * tile + position % tile
+    index[t] = (len(tiles) - 1) * tile + position % tile
     position += 1
-  return slots, tiles, position % period
+  return index, tiles, position % period
 
 
 def _rows(length, period, rng):
@@ -46,7 +46,7 @@ def _check(grid, tile, period, phase, starts, present):
   size = grid.opens.shape[1]
   crowded = 0
   for b in range(shape[0]):
-    slots, tiles, end = _brute_force(
+    index, tiles, end = _brute_force(
         tile, period, phase[b], starts[b], present[b]
     )
     too_many = len(tiles) > size
@@ -54,17 +54,17 @@ def _check(grid, tile, period, phase, starts, present):
     crowded += too_many
     if too_many:
       continue
-    source = np.full(grid.valid.shape[1], shape[1])
-    for t, slot in slots.items():
-      source[slot] = t
-      assert grid.slot[b, t] == slot
-    np.testing.assert_array_equal(grid.source[b], source)
-    np.testing.assert_array_equal(grid.valid[b], source < shape[1])
+    token = np.full(grid.valid.shape[1], shape[1])
+    for t, at in index.items():
+      token[at] = t
+      assert grid.index[b, t] == at
+    np.testing.assert_array_equal(grid.token[b], token)
+    np.testing.assert_array_equal(grid.valid[b], token < shape[1])
     opens = [o for o, _ in tiles] + [-1] * (size - len(tiles))
     reset = [r for _, r in tiles] + [False] * (size - len(tiles))
     np.testing.assert_array_equal(grid.opens[b], opens)
     np.testing.assert_array_equal(grid.reset[b], reset)
-    assert grid.phase[b] == (end if slots else phase[b])
+    assert grid.phase[b] == (end if index else phase[b])
   return crowded
 
 
@@ -95,7 +95,7 @@ def test_rows_of_one_document_continue_at_any_phase():
   assert not _check(grid, tile, period, phase, nowhere, ~nowhere)
 
 
-def test_one_token_takes_one_slot():
+def test_one_token_is_a_tile_of_one():
   """If this fails, a step of decoding costs a chunk, or opens none."""
   phase = np.arange(8, dtype=np.int32)
   grid = levels.token_grid(8, 1, tile=4, period=8, phase=phase)
@@ -114,7 +114,7 @@ def test_what_lies_in_order_stays_in_order():
   general = levels.token_grid(
       2, length, tile=tile, period=period, phase=zero, starts=starts
   )
-  assert plain.source is None
+  assert plain.token is None
   n = plain.opens.shape[1]
   np.testing.assert_array_equal(plain.valid, general.valid[:, : n * tile])
   np.testing.assert_array_equal(plain.opens, general.opens[:, :n])
@@ -148,7 +148,7 @@ def test_tiles_and_back():
   x = rng.normal(size=(ROWS, 21, 2)).astype(np.float32)
   tiles = levels.to_tiles(x, grid)
   assert tiles.shape[1:] == (ROWS, 4, 2)
-  flags = levels.to_tiles_flags(grid.valid, 4)
+  flags = levels.split(grid.valid, 4)
   np.testing.assert_array_equal(np.where(flags[..., None], 0, tiles), 0)
   back = levels.from_tiles(tiles, grid, 21)
   np.testing.assert_array_equal(back, np.where(present[..., None], x, 0))
@@ -162,13 +162,15 @@ def test_a_scan_visits_every_token_once_and_skips_empty_tiles():
       2, 20, tile=4, period=4, starts=starts, phase=np.zeros(2, np.int32)
   )
 
-  def body(carry, x, tile):
-    count = jnp.sum(tile.valid, axis=1)
+  def body(carry, xs):
+    x, valid = xs
+    count = jnp.sum(valid, axis=1)
     return (carry[0] + jnp.sum(x, axis=1), carry[1] + 1), count
 
   x = np.arange(40.0, dtype=np.float32).reshape(2, 20)
   (total, visited), counts = levels.scan_tiles(
-      body, (jnp.zeros(2), 0), levels.to_tiles(x, grid), grid
+      body, (jnp.zeros(2), 0),
+      (levels.to_tiles(x, grid), levels.split(grid.valid, 4)), grid,
   )
   np.testing.assert_allclose(total, x.sum(axis=1))
   assert visited == 2 + 4  # 7 and 13 tokens in chunks of 4

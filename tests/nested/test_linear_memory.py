@@ -4,9 +4,8 @@ The oracles are float64 NumPy: the quadratic forms, and delta rules a token at a
 time. They know nothing of alpha, eta and u.
 """
 
-import functools
-
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -54,7 +53,11 @@ def delta_rule(q, k, v, beta, alpha):
 
 def run(rule, q, k, beta=None, log_alpha=None, **kwargs):
   """As the mixer does it."""
-  writes = linear_memory.writes(rule, VALUES, beta, log_alpha)
+  q, k, values, beta, log_alpha = (
+      None if x is None else jnp.asarray(x)
+      for x in (q, k, VALUES, beta, log_alpha)
+  )
+  writes = linear_memory.writes(rule, values, beta, log_alpha)
   o, state = linear_memory.layer(
       q, k, writes, erase=linear_memory.ERASES[rule], **kwargs
   )
@@ -80,11 +83,11 @@ CASES = {
 
 
 @pytest.mark.parametrize('rule', list(CASES))
-def test_a_rule_is_what_its_paper_says(rule):
+def test_a_rule_is_what_its_paper_says(x64, rule):
   """If it fails, a baseline is another model than its name."""
   arguments, gates, expected = CASES[rule]
   o, _ = run(rule, *arguments, **gates)
-  np.testing.assert_allclose(o, expected(), atol=1e-4)
+  np.testing.assert_allclose(o, expected(), atol=1e-12)
 
 
 @pytest.mark.parametrize('rule', ['deltanet', 'gated_deltanet'])
@@ -101,35 +104,79 @@ def test_a_delta_rule_is_a_setting_of_dgd(rule):
   np.testing.assert_allclose(state, end, atol=1e-5)
 
 
-@pytest.mark.parametrize('rule', ['retnet', 'gated_deltanet'])
-def test_documents_padding_and_pieces(rule):
-  """If it fails, a document sees its neighbours, or a cut changes a text."""
+def read(rule, at, state=None, **kwargs):
+  """The rule on the tokens of a slice."""
   (q, k), gates, _ = CASES[rule]
-  jitted = jax.jit(functools.partial(run, rule))
-  whole, end = jitted(q, k, **gates)
-
-  def piece(a, b, state):
-    cut = {n: x[:, a:b] for n, x in gates.items()}
-    writes = linear_memory.writes(
-        rule, VALUES[:, a:b], cut.get('beta'), cut.get('log_alpha')
-    )
-    return linear_memory.layer(
-        q[:, a:b], k[:, a:b], writes, state,
-        erase=linear_memory.ERASES[rule],
-    )
-
-  first, state = piece(0, 8, None)
-  second, state = piece(8, T, state)
-  np.testing.assert_allclose(
-      np.concatenate([first, second], axis=1), whole, atol=1e-5
+  cut = lambda x: None if x is None else jnp.asarray(x[:, at])
+  writes = linear_memory.writes(
+      rule, cut(VALUES), cut(gates.get('beta')), cut(gates.get('log_alpha'))
   )
-  np.testing.assert_allclose(state, end, atol=1e-5)
+  return linear_memory.layer(
+      cut(q), cut(k), writes, state, erase=linear_memory.ERASES[rule], **kwargs
+  )
+
+
+@pytest.mark.parametrize('rule', list(CASES))
+def test_documents_padding_and_cuts(x64, rule):
+  """If it fails, a document sees its neighbours, or a cut changes a text."""
+  whole, end = read(rule, slice(0, T))
+  first, state = read(rule, slice(0, 8))
+  second, state = read(rule, slice(8, T), state)
+  np.testing.assert_allclose(
+      np.concatenate([first, second], axis=1), whole, atol=1e-12
+  )
+  np.testing.assert_allclose(state, end, atol=1e-12)
   # Eight tokens, three of padding, then a document of its own.
   starts = np.zeros((B, T), bool)
   starts[:, [0, 11]] = True
   present = np.ones((B, T), bool)
   present[:, 8:11] = False
-  packed, _ = jitted(q, k, **gates, starts=starts, present=present)
-  np.testing.assert_allclose(packed[:, :8], first, atol=1e-5)
-  alone, _ = piece(11, T, None)
-  np.testing.assert_allclose(packed[:, 11:], alone, atol=1e-5)
+  packed, last = read(rule, slice(0, T), starts=starts, present=present)
+  np.testing.assert_allclose(packed[:, :8], first, atol=1e-12)
+  alone, end = read(rule, slice(11, T))
+  np.testing.assert_allclose(packed[:, 11:], alone, atol=1e-12)
+  np.testing.assert_allclose(last, end, atol=1e-12)
+
+
+@pytest.mark.parametrize('rule', list(CASES))
+def test_a_row_of_many_documents_goes_on_from_its_state(x64, rule):
+  """If it fails, short documents answer NaN, or start from what was handed in.
+
+  The first row goes on with the document that it was handed, the second starts
+  one with its first token; each has documents of a single token.
+  """
+  state = read(rule, slice(0, 5))[1]
+  starts = np.zeros((B, T), bool)
+  starts[0, [2, 3, 4, 11, 20]] = True
+  starts[1, [0, 1, 2, 16]] = True
+  o, end = read(rule, slice(0, T), state, starts=starts)
+  for b in range(B):
+    cuts = [0, *(t for t in np.flatnonzero(starts[b]) if t), T]
+    for start, stop in zip(cuts, cuts[1:]):
+      handed = state if start == 0 and not starts[b, 0] else None
+      alone, last = read(rule, slice(start, stop), handed)
+      np.testing.assert_allclose(o[b, start:stop], alone[b], atol=1e-12)
+    np.testing.assert_allclose(end[b], last[b], atol=1e-12)
+
+
+@pytest.mark.parametrize('rule', list(CASES))
+def test_the_tpu_kernel_runs_it(rule):
+  """If it fails, a TPU is left without its kernel, or trains another model."""
+  rng = np.random.default_rng(1)
+  q, k, v = (jnp.asarray(x, jnp.float32) for x in rng.normal(
+      size=(3, 1, 33, 2, 64)
+  ))
+  q, k = jnp.exp(0.1 * q) / 8, k / jnp.linalg.norm(k, axis=-1, keepdims=True)
+  beta = jax.nn.sigmoid(v[..., 0])
+  writes = linear_memory.writes(rule, v, beta, -0.1 * beta)
+  starts = jnp.arange(33)[None] == 20
+
+  def f(interpret, writes):
+    return linear_memory.layer(
+        q, k, writes, erase=linear_memory.ERASES[rule], starts=starts,
+        implementation='pallas_tpu' if interpret else 'xla',
+        interpret=interpret,
+    )
+
+  for a, b in zip(f(True, writes), f(False, writes)):
+    assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)

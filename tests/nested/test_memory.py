@@ -7,6 +7,7 @@ import pytest
 
 from hope_jax.nested import dgd
 from hope_jax.nested import memory as memory_lib
+from hope_jax.nested.memory import Matrix, Mlp
 from tests.oracles import titans as oracle
 
 C, K, F = 7, 4, 6
@@ -14,10 +15,8 @@ C, K, F = 7, 4, 6
 
 def _memory(kind, width, rng):
   if kind == 'matrix':
-    return {'w': rng.normal(size=(K, width))}
-  return {
-      'w_in': rng.normal(size=(K, F)), 'w_out': rng.normal(size=(F, width))
-  }
+    return Matrix(rng.normal(size=(K, width)))
+  return Mlp(w_in=rng.normal(size=(K, F)), w_out=rng.normal(size=(F, width)))
 
 
 @pytest.mark.parametrize('width', [K, 1])
@@ -36,8 +35,7 @@ def test_the_closed_form_is_the_gradient(x64, objective, kind, width):
     return 0.5 * jnp.sum((y - target) ** 2)
 
   plan = memory_lib.write_values(memory, k, target, objective=objective)
-  for layer, gradient in jax.grad(loss)(memory).items():
-    x, u = plan[layer]
+  for (x, u), gradient in zip(plan, jax.grad(loss)(memory)):
     np.testing.assert_allclose(-x.T @ u, gradient, atol=1e-12)
 
 
@@ -55,9 +53,9 @@ def test_a_gradient_does_not_reach_through_the_target():
     return 0.5 * jnp.sum((memory_lib.read(memory, k) - target) ** 2)
 
   target = memory_lib.read(memory, v)
-  x, u = memory_lib.write_values(memory, k, target, objective='l2')['w']
-  held = jax.grad(loss)(memory, target)['w']
-  through = jax.grad(lambda m: loss(m, memory_lib.read(m, v)))(memory)['w']
+  x, u = memory_lib.write_values(memory, k, target, objective='l2').w
+  held = jax.grad(loss)(memory, target).w
+  through = jax.grad(lambda m: loss(m, memory_lib.read(m, v)))(memory).w
   np.testing.assert_allclose(-x.T @ u, held, rtol=1e-4, atol=1e-4)
   assert np.abs(held - through).max() > 1
 
@@ -70,7 +68,7 @@ def test_reading_is_the_oracles_reading(x64):
       memory = _memory(kind, width, rng)
       z = rng.normal(size=(C, K))
       actual = memory_lib.read(memory, z)
-      expected = np.stack([oracle.read(memory, row) for row in z])
+      expected = np.stack([oracle.read(memory._asdict(), row) for row in z])
       np.testing.assert_allclose(actual, expected, atol=1e-13)
 
 
@@ -93,13 +91,12 @@ def test_a_memory_starts_close_to_the_identity():
     memory = memory_lib.init(
         jax.random.key(0), key_dim=32, value_dim=32, hidden=hidden, heads=3
     )
-    assert all(w.shape[0] == 3 for w in memory.values())
+    assert all(w.shape[0] == 3 for w in memory)
     z = dgd.unit(jax.random.normal(jax.random.key(1), (3, 5, 32)))
     moved = np.linalg.norm(memory_lib.read(memory, z) - z, axis=-1)
     assert 0.01 < moved.mean() < 0.3
     # Every head has a memory of its own.
-    layer = memory_lib.first_layer(memory)
-    assert not np.allclose(memory[layer][0], memory[layer][1])
+    assert not np.allclose(memory.first[0], memory.first[1])
 
 
 def test_one_step_of_rate_one_stores_its_value(x64):
@@ -108,12 +105,12 @@ def test_one_step_of_rate_one_stores_its_value(x64):
   k = rng.normal(size=(1, K))
   k /= np.linalg.norm(k)
   value = rng.normal(size=(1, K))
-  bank, columns = dgd.pack({'m': _memory('matrix', K, rng)}, ('m',))
+  bank, members = dgd.pack({'m': _memory('matrix', K, rng)}, ('m',))
   with jax.disable_jit():
     new, _, _ = dgd.step(
-        bank, bank, None, k, {'m': value}, np.ones(1), np.zeros(1), None,
-        np.ones(1), columns=columns, shares={'m': 1.0}, objective='delta',
-        layers='all',
+        bank, bank, None,
+        dgd.Chunk(k, {'m': value}, np.ones(1), np.zeros(1), None, np.ones(1)),
+        members=members, rule=dgd.Rule(objective='delta', layers='all'),
     )
   np.testing.assert_allclose(k @ new.first, value, atol=1e-12)
   other = np.linalg.svd(k)[2][1:]

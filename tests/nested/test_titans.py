@@ -9,6 +9,7 @@ import pytest
 
 from hope_jax.nested import dgd, titans, titans_tile
 from hope_jax.nested import memory as memory_lib
+from hope_jax.nested.memory import Matrix, Mlp
 from tests.nested.titans_cases import (
   DEFAULT,
   VARIANTS,
@@ -84,15 +85,15 @@ def test_without_learning_the_layer_is_its_initial_memories(x64):
   )
   q = dgd.unit(jnp.einsum('bthk,hkj->bthj', dgd.unit(x.q), params['w_q']))
   for h in range(H):
-    memory = jax.tree.map(lambda w: w[h], params['memories'][titans.MAIN])  # noqa: B023
+    memory = params['memories'][titans.MAIN]
+    memory = jax.tree.map(lambda w: w[h], memory)._asdict()  # noqa: B023
     expected = [
         [oracle.read(memory, np.asarray(q[b, t, h])) for t in range(T)]
         for b in range(B)
     ]
     np.testing.assert_allclose(o[:, :, h], expected, atol=1e-12)
   for name, memory in state.memories.items():
-    for layer, w in memory.items():
-      initial = params['memories'][name][layer]
+    for w, initial in zip(memory, params['memories'][name]):
       np.testing.assert_allclose(w, np.stack([initial] * B), atol=1e-12)
 
 
@@ -175,14 +176,14 @@ def test_reading_a_memory_is_the_oracles_read(x64):
   """If this fails, the layer and its oracle share a mistake in the memory."""
   rng = np.random.default_rng(0)
   for memory in (
-      {'w': rng.normal(size=(3, 3))},
-      {'w': rng.normal(size=(3, 1))},
-      {'w_in': rng.normal(size=(3, 5)), 'w_out': rng.normal(size=(5, 3))},
-      {'w_in': rng.normal(size=(3, 5)), 'w_out': rng.normal(size=(5, 1))},
+      Matrix(rng.normal(size=(3, 3))),
+      Matrix(rng.normal(size=(3, 1))),
+      Mlp(rng.normal(size=(3, 5)), rng.normal(size=(5, 3))),
+      Mlp(rng.normal(size=(3, 5)), rng.normal(size=(5, 1))),
   ):
     z = rng.normal(size=(4, 3))
     actual = memory_lib.read(memory, z)
-    expected = [oracle.read(memory, row) for row in z]
+    expected = [oracle.read(memory._asdict(), row) for row in z]
     np.testing.assert_allclose(actual, expected, atol=1e-13)
 
 
@@ -206,21 +207,21 @@ def test_a_reflection_is_exact_in_any_chunk(x64, chunk):
   _, state, _ = run(
       params, make_streams(), **SIGNED, chunk=chunk, projection_chunk=chunk
   )
-  w = state.memories['memory']['w']
-  k_memory, x = params['memories']['k']['w'], make_streams().k
+  w = state.memories['memory'].w
+  k_memory, x = params['memories']['k'].w, make_streams().k
   z = x / np.sqrt((x**2).sum(-1, keepdims=True) + 1e-6)
   k = z + np.einsum('bthk,hkj->bthj', z, k_memory)
   k = k / np.sqrt((k**2).sum(-1, keepdims=True) + 1e-6)
   for b in range(B):
     for h in range(H):
-      expected = params['memories']['memory']['w'][h]
+      expected = params['memories']['memory'].w[h]
       for t in range(T):  # a product of Householder reflections
         expected = expected - 2 * np.outer(k[b, t, h], k[b, t, h] @ expected)
       np.testing.assert_allclose(w[b, h], expected, atol=1e-4)
       # Isometries: nothing was written, nothing was lost.
       np.testing.assert_allclose(
           np.linalg.norm(w[b, h]),
-          np.linalg.norm(params['memories']['memory']['w'][h]), atol=1e-4,
+          np.linalg.norm(params['memories']['memory'].w[h]), atol=1e-4,
       )
 
 
@@ -245,12 +246,12 @@ def test_signed_memories_stay_bounded(x64):
   )
   step = compiled(**changes)
   state, writes = None, []
-  before = np.linalg.norm(memories['memory']['w'], ord=2, axis=(-2, -1))
+  before = np.linalg.norm(memories['memory'].w, ord=2, axis=(-2, -1))
   for t in range(60):
     token = titans.Streams(*(s[:, t : t + 1] for s in x))
     _, state, found = step(params, token, state)
     after = np.linalg.norm(
-        state.memories['memory']['w'], ord=2, axis=(-2, -1)
+        state.memories['memory'].w, ord=2, axis=(-2, -1)
     )
     limit = np.maximum(alpha * before + 1, np.maximum(before, 1))
     assert (after <= limit + 1e-9).all()
@@ -258,6 +259,6 @@ def test_signed_memories_stay_bounded(x64):
     writes.append(float(found['max_write']))
   assert min(writes) < 1 and max(writes) > 1.7
   etas = np.linspace(0, 1.95, 50)
-  written = etas * titans_tile.room(etas, 0.95)
+  written = etas * titans_tile.target_scale(etas, 0.95)
   kept = np.abs(0.95 - etas)
   assert (np.asarray(written) + kept <= 1 + 1e-6).all()

@@ -1,4 +1,4 @@
-"""The self-modifying layer on packed rows, on texts in pieces, and in time."""
+"""The self-modifying layer on packed rows, on cut texts, and in time."""
 
 
 import jax
@@ -71,8 +71,8 @@ def test_the_oracle_packs_what_it_gives_alone():
   for b in range(B):
     first = np.flatnonzero(starts[b])
     for start, stop in zip(first, (*first[1:], T)):
-      piece = titans.Streams(*(s[b : b + 1, start:stop] for s in x))
-      alone, *_ = expect(params, piece)
+      own = titans.Streams(*(s[b : b + 1, start:stop] for s in x))
+      alone, *_ = expect(params, own)
       np.testing.assert_array_equal(o[b : b + 1, start:stop], alone)
 
 
@@ -112,19 +112,19 @@ def test_what_a_grid_has_no_room_for_is_nan():
   assert np.isnan(o[1]).all()
 
 
-@pytest.mark.parametrize('piece', [1, 11])
+@pytest.mark.parametrize('tokens', [1, 11])
 @pytest.mark.parametrize(
     'variant,kind', [('default', 'mlp'), ('slow_boundary', 'matrix')]
 )
-def test_a_state_handed_over_continues_the_text(x64, variant, kind, piece):
-  """If this fails, a text in pieces, or token by token, is not the text."""
+def test_a_state_handed_over_continues_the_text(x64, variant, kind, tokens):
+  """If this fails, a text in two calls, or token by token, is not the text."""
   params, x = make_params(kind), make_streams(22)
   changes = VARIANTS[variant]
   expected, *expected_state = expect(params, x, **changes)
   state = titans.initial_state(params, B, options(**changes))
   outputs = []
-  for start in range(0, 22, piece):
-    part = titans.Streams(*(s[:, start : start + piece] for s in x))
+  for start in range(0, 22, tokens):
+    part = titans.Streams(*(s[:, start : start + tokens] for s in x))
     o, state, _ = compiled(**changes)(params, part, state)
     outputs.append(o)
   np.testing.assert_allclose(np.concatenate(outputs, 1), expected, atol=1e-11)

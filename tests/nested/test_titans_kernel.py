@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from hope_jax.nested import titans
+from hope_jax.nested.memory import Matrix, Mlp
+from tests.nested.titans_cases import plain
 from tests.oracles import titans as oracle
 
 B, T, H, K, F = 2, 40, 2, 64, 64
@@ -38,8 +40,8 @@ def _arguments(kind):
 
   def memory(width):
     if kind == 'matrix':
-      return {'w': 0.1 * make(H, K, width)}
-    return {'w_in': make(H, K, F), 'w_out': 0.1 * make(H, F, width)}
+      return Matrix(0.1 * make(H, K, width))
+    return Mlp(w_in=make(H, K, F), w_out=0.1 * make(H, F, width))
 
   widths = dict(memory=K, k=K, v=K, q=K, eta=1, alpha=1)
   params = {
@@ -146,7 +148,7 @@ def test_the_kernel_is_the_oracles_layer(kind, precision):
   }
   options['read_at'] = options.pop('read')
   expected, memories, _, momentum, _ = oracle.layer(
-      params, x, starts=STARTS, **options
+      plain(params), x, starts=STARTS, **options
   )
   bound, _ = BOUNDS[precision]
 
@@ -155,7 +157,8 @@ def test_the_kernel_is_the_oracles_layer(kind, precision):
     assert error <= bound * np.linalg.norm(expected), path
 
   jax.tree_util.tree_map_with_path(
-      close, (o, state.memories, state.momentum), (expected, memories, momentum)
+      close, (o, plain(state.memories), plain(state.momentum)),
+      (expected, memories, momentum),
   )
 
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from hope_jax.nested import titans
+from hope_jax.nested.memory import Matrix, Mlp
 from tests.oracles import titans as oracle
 
 B, T, H, K, F = 2, 23, 2, 4, 6
@@ -74,11 +75,11 @@ def make_params(kind, seed=0):
 
   def memory(width, hidden):
     if kind == 'matrix':
-      return {'w': rng.normal(size=(H, K, width)) * 0.4}
-    return {
-        'w_in': rng.normal(size=(H, K, hidden)),
-        'w_out': rng.normal(size=(H, hidden, width)) * 0.7,
-    }
+      return Matrix(rng.normal(size=(H, K, width)) * 0.4)
+    return Mlp(
+        w_in=rng.normal(size=(H, K, hidden)),
+        w_out=rng.normal(size=(H, hidden, width)) * 0.7,
+    )
 
   widths = dict(memory=(K, F), k=(K, 5), v=(K, 5), q=(K, 5), eta=(1, 3),
                 alpha=(1, 3))
@@ -119,7 +120,18 @@ def expect(params, x, *, starts=None, present=None, **changes):
   arguments = {**DEFAULT, **changes}
   arguments['read_at'] = arguments.pop('read')
   arguments.pop('aligned', None)
-  return oracle.layer(params, x, starts=starts, present=present, **arguments)
+  return oracle.layer(
+      plain(params), x, starts=starts, present=present, **arguments
+  )
+
+
+def plain(tree):
+  """Memories as the oracle has them, dicts of their layers."""
+  if isinstance(tree, Matrix | Mlp):
+    return tree._asdict()
+  return {name: plain(x) for name, x in tree.items()} if isinstance(
+      tree, dict
+  ) else tree
 
 
 def assert_state(state, expected, atol=1e-11):
@@ -132,7 +144,7 @@ def assert_state(state, expected, atol=1e-11):
         lambda path, a, b: np.testing.assert_allclose(
             a, b, atol=atol, err_msg=f'{name}{path}'  # noqa: B023
         ),
-        getattr(state, name), e,
+        plain(getattr(state, name)), e,
     )
   np.testing.assert_array_equal(state.phase, expected[-1])
 

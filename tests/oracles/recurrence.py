@@ -8,18 +8,22 @@ import numpy as np
 
 
 def recurrence(
-    q, k, u, eta, log_alpha, state, *, read, tile=1, segment_ids=None
+    q, k, u, eta, log_alpha, state, *, read, tile=1, segment_ids=None,
+    reset=None, erase=True,
 ):
   """S_t = alpha_t S_{t-1} + k_t e_t^T with e_t = eta_t (u_t - S_{t-1}^T k_t).
 
   'pre' reads S_{t-1}, 'post' S_t, 'chunk' the state at the last multiple of
-  `tile`, counted from the start of the segment. A segment starts from `state`.
+  `tile`, counted from the start of the segment. A segment starts from `reset`,
+  or `state` where there is none. Without `erase` e_t = eta_t u_t.
   """
   o = np.zeros(u.shape)
   final = np.zeros(state.shape)
   for b in range(k.shape[0]):
     for h in range(k.shape[2]):
-      tape = _forward(q, k, u, eta, log_alpha, state, segment_ids, tile, b, h)
+      tape = _forward(
+          q, k, u, eta, log_alpha, state, segment_ids, tile, b, h, reset, erase
+      )
       for t, (before, after, chunk, _, _) in enumerate(tape):
         seen = {'pre': before, 'post': after, 'chunk': chunk}[read]
         o[b, t, h] = q[b, t, h] @ seen
@@ -27,7 +31,9 @@ def recurrence(
   return o, final
 
 
-def _forward(q, k, u, eta, log_alpha, state, segment_ids, tile, b, h):
+def _forward(
+    q, k, u, eta, log_alpha, state, segment_ids, tile, b, h, reset, erase
+):
   """For each token: S before, S after, S_c, starts segment, opens chunk."""
   tape = []
   s, chunk, position = state[b, h], state[b, h], 0
@@ -38,11 +44,11 @@ def _forward(q, k, u, eta, log_alpha, state, segment_ids, tile, b, h):
         and segment_ids[b, t] != segment_ids[b, t - 1]
     )
     if starts:
-      s, position = state[b, h], 0
+      s, position = (state if reset is None else reset)[b, h], 0
     opens = position % tile == 0
     if opens:
       chunk = s
-    e = eta[b, t, h] * (u[b, t, h] - k[b, t, h] @ s)
+    e = eta[b, t, h] * (u[b, t, h] - erase * (k[b, t, h] @ s))
     after = np.exp(log_alpha[b, t, h]) * s + np.outer(k[b, t, h], e)
     tape.append((s, after, chunk, starts, opens))
     s, position = after, position + 1
@@ -51,15 +57,21 @@ def _forward(q, k, u, eta, log_alpha, state, segment_ids, tile, b, h):
 
 def recurrence_gradient(
     q, k, u, eta, log_alpha, state, do, dfinal, *, read, tile=1,
-    segment_ids=None,
+    segment_ids=None, reset=None, erase=True,
 ):
-  """Gradients of sum(o * do) + sum(final * dfinal), by the adjoint."""
+  """Gradients of sum(o * do) + sum(final * dfinal), by the adjoint.
+
+  Of q, k, u, eta, log alpha and state; and of `reset`, where it is given.
+  """
   dq, dk, du = np.zeros(q.shape), np.zeros(k.shape), np.zeros(u.shape)
   deta, dla = np.zeros(eta.shape), np.zeros(log_alpha.shape)
   dstate = np.zeros(state.shape)
+  dreset = dstate if reset is None else np.zeros(state.shape)
   for b in range(k.shape[0]):
     for h in range(k.shape[2]):
-      tape = _forward(q, k, u, eta, log_alpha, state, segment_ids, tile, b, h)
+      tape = _forward(
+          q, k, u, eta, log_alpha, state, segment_ids, tile, b, h, reset, erase
+      )
       ds = dfinal[b, h].copy()
       dchunk = np.zeros_like(ds)
       for t in reversed(range(k.shape[1])):
@@ -72,24 +84,25 @@ def recurrence_gradient(
           ds = ds + read_gradient
         elif read == 'chunk':
           dchunk = dchunk + read_gradient
-        # S = alpha before + k e^T, e = eta (u - before^T k)
+        # S = alpha before + k e^T, e = eta (u - erase before^T k)
         alpha, rate = np.exp(log_alpha[at]), eta[at]
-        error = u[at] - k[at] @ before
+        error = u[at] - erase * (k[at] @ before)
         de = k[at] @ ds
         dla[at] = alpha * np.sum(ds * before)
         deta[at] = de @ error
         du[at] = rate * de
-        dk[at] = ds @ (rate * error) - rate * before @ de
-        ds = alpha * ds - rate * np.outer(k[at], de)
+        dk[at] = ds @ (rate * error) - erase * rate * before @ de
+        ds = alpha * ds - erase * rate * np.outer(k[at], de)
         if read == 'pre':
           ds = ds + read_gradient
         if opens:
           ds, dchunk = ds + dchunk, np.zeros_like(ds)
         if starts:
-          dstate[b, h] += ds
+          dreset[b, h] += ds
           ds = np.zeros_like(ds)
       dstate[b, h] += ds
-  return dq, dk, du, deta, dla, dstate
+  gradients = dq, dk, du, deta, dla, dstate
+  return gradients if reset is None else (*gradients, dreset)
 
 
 def momentum_recurrence(

@@ -3,40 +3,29 @@
 import functools
 import math
 from typing import Any, Literal, get_args
-import warnings
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from hope_jax.kernels.dgd import (
-  block_sizes,
-  chunked,
-  handover,
-  pallas_tpu,
-  reference,
-  segments,
+from hope_jax.kernels.dgd import handover
+from hope_jax.kernels.dgd.implementations import (
+  IMPLEMENTATIONS,
+  Problem,
+  choose,
 )
+from hope_jax.kernels.dgd.reference import Packed
 from hope_jax.types import Array
 
-Implementation = Literal['auto', 'reference', 'xla', 'pallas_tpu']
+Read = Literal['pre', 'post', 'chunk']
 Precision = Literal['float32', 'bf16']
 SaveStates = Literal['auto', 'hbm', 'recompute']
 
 # Retention below e^-30 is nothing; the floor keeps sums of log alpha finite.
 MIN_LOG_ALPHA = -30.0
 # The tile of 'chunk' reads is a modelling choice, so its default is one number;
-# for the other reads it is a matter of speed (see `default_tile`).
+# for the other reads it is a matter of speed, the implementation's own.
 CHUNK_READ_TILE = 16
-
-
-def default_tile(key_dim: int, implementation: Implementation) -> int:
-  """Tokens a tile: measured best on CPU, and by scheduled bundles on TPU."""
-  if implementation == 'pallas_tpu':
-    return block_sizes.chip(pallas_tpu.device()[1]).tile
-  if jax.default_backend() == 'cpu':
-    return 16 if key_dim <= 64 else 32
-  return 64
 
 
 def dgd_recurrence(
@@ -47,11 +36,13 @@ def dgd_recurrence(
     log_alpha: Array,
     state: Array | None = None,
     *,
-    read: Literal['pre', 'post', 'chunk'] = 'pre',
+    read: Read = 'pre',
     tile: int | None = None,
+    erase: bool = True,
     segment_ids: Array | None = None,
+    reset: Array | None = None,
     precision: Precision = 'float32',
-    implementation: Implementation = 'auto',
+    implementation: str = 'auto',
     save_states: SaveStates = 'auto',
     partition: PartitionSpec | None = None,
     interpret: Any = False,
@@ -64,7 +55,8 @@ def dgd_recurrence(
       M_t = M_{t-1} (alpha_t I - eta_t k_t k_t^T) + eta_t u_t k_t^T
 
   This contracts for |u| bounded while 0 <= eta |k|^2 <= 1 + alpha. The result
-  does not depend on `tile` unless read is 'chunk'.
+  does not depend on `tile` unless read is 'chunk'. A token with eta = 0 and
+  log_alpha = 0 writes and forgets nothing: so is padding to be given.
 
   Args:
     q: queries, [B, T, H, K], float32, bfloat16 or float64.
@@ -78,14 +70,18 @@ def dgd_recurrence(
       last multiple of `tile` from the segment's start.
     tile: tokens processed together; need not divide T. None: 16 for 'chunk'
       reads, otherwise chosen for speed.
+    erase: whether the delta decay -eta M k k^T acts; without it a write only
+      adds, as in linear attention, and alpha alone forgets.
     segment_ids: [B, T] int; where the id changes, the state restarts from
-      `state`, as if the segment were given alone.
+      `reset`, as if the segment were given alone.
+    reset: the state that segments start from, [B, H, K, V]; None: `state`. The
+      first segment goes on from `state` in any case.
     precision: 'float32' (exact products), or 'bf16': bfloat16 operands of the
       products, float32 sums, gates and state. float64 inputs stay float64.
-    implementation: 'xla' is the chunk-parallel form, 'reference' the
-      token-serial one, 'pallas_tpu' the chunk-parallel form as a TPU kernel
-      (K and V in 64, 128, 256; tiles of 16, 32, ... 128); 'auto' the fastest
-      that runs on this platform.
+    implementation: a name of `implementations.IMPLEMENTATIONS`. 'xla' is the
+      chunk-parallel form, 'reference' the token-serial one, 'pallas_tpu' the
+      chunk-parallel form as a TPU kernel (K in 64, 128, 256, V at most 256;
+      tiles of 16, 32, ... 128); 'auto' the fastest that runs on this platform.
     save_states: how the kernel's backward pass comes by the state of each tile:
       'hbm' saves them, 'recompute' computes them anew, 'auto' chooses.
     partition: how the mesh that is set splits batch and heads, for example
@@ -105,15 +101,15 @@ def dgd_recurrence(
       implementation that cannot run here, or a sequence that the mesh does not
       divide (for 'chunk' reads, into whole tiles).
   """
-  _validate(q, k, u, eta, log_alpha, state, segment_ids)
-  for name, value, kind in (
-      ('read', read, Literal['pre', 'post', 'chunk']),
-      ('precision', precision, Precision),
-      ('implementation', implementation, Implementation),
-      ('save_states', save_states, SaveStates),
+  _validate(q, k, u, eta, log_alpha, state, segment_ids, reset)
+  for name, value, known in (
+      ('read', read, get_args(Read)),
+      ('precision', precision, get_args(Precision)),
+      ('implementation', implementation, ('auto', *IMPLEMENTATIONS)),
+      ('save_states', save_states, get_args(SaveStates)),
   ):
-    if value not in get_args(kind):
-      raise ValueError(f'{name} must be one of {get_args(kind)}; got {value!r}')
+    if value not in known:
+      raise ValueError(f'{name} must be one of {known}; got {value!r}')
   if tile is not None and tile < 1:
     raise ValueError(f'tile must be at least 1; got tile={tile}')
   b, t, h, key_dim = k.shape
@@ -121,6 +117,10 @@ def dgd_recurrence(
   dtype = jnp.promote_types(jnp.result_type(*inputs), jnp.float32)
   if dtype == jnp.float64 and precision == 'bf16':
     raise ValueError("precision='bf16' is not for float64 inputs")
+  packed = None
+  if segment_ids is not None:
+    reset = state if reset is None else reset
+    packed = Packed(segment_ids, None if reset is None else reset.astype(dtype))
   if state is None:
     state = jnp.zeros((b, h, key_dim, u.shape[-1]), dtype)
   state = state.astype(dtype)
@@ -131,28 +131,38 @@ def dgd_recurrence(
   of_batch, of_heads, of_sequence = (*(partition or ()), *(None,) * 3)[:3]
   # A shard carries its map of states beside the state: K columns more.
   width = u.shape[-1] + (0 if of_sequence is None else key_dim)
-  implementation, tile = _resolve(
-      implementation, tile, read, t, key_dim, width, dtype, interpret
+  if read == 'chunk' and tile is None:
+    tile = CHUNK_READ_TILE
+  chosen, tile = choose(
+      implementation,
+      lambda tile: Problem(key_dim, width, tile, dtype, interpret),
+      tile=tile, length=t,
   )
-  form = options = dict(read=read, tile=tile, precision=precision)
-  if implementation == 'pallas_tpu':
-    options = dict(form, save_states=save_states, interpret=interpret)
-  run = functools.partial(_run, implementation=implementation, **options)
-  args = (q, k, u, eta, log_alpha, state, segment_ids)
+  run = functools.partial(
+      chosen.run, read=read, tile=tile, erase=erase, precision=precision,
+      save_states=save_states, interpret=interpret,
+  )
+  args = (q, k, u, eta, log_alpha, state, packed)
   if partition is None:
     o, (final, *_) = run(*args)
     return o, final
   if of_sequence is not None:
     _check_sequence(of_sequence, t, read, tile)
     run = functools.partial(
-        handover.recurrence, run, axis_name=of_sequence, **form
+        handover.recurrence, run, axis_name=of_sequence, tile=tile,
+        precision=precision,
     )
   tokens = PartitionSpec(of_batch, of_sequence, of_heads)
   matrices = PartitionSpec(of_batch, of_heads)
-  ids = None if segment_ids is None else PartitionSpec(of_batch, of_sequence)
+  ids = PartitionSpec(of_batch, of_sequence)
   o, (final, *_) = jax.shard_map(
       run,
-      in_specs=(*(tokens,) * 5, matrices, ids),
+      in_specs=(
+          *(tokens,) * 5, matrices,
+          None if packed is None else Packed(
+              ids, None if packed.reset is None else matrices
+          ),
+      ),
       out_specs=(tokens, matrices),
       # What a kernel returns does not say over which axes it varies.
       check_vma=False,
@@ -176,69 +186,6 @@ def _check_sequence(axes, length: int, read: str, tile: int) -> None:
         f" {shards} devices of mesh axis {axes!r} if read is 'chunk'; got"
         f' tile={tile}'
     )
-
-
-def _resolve(
-    implementation, tile, read, length, key_dim, value_dim, dtype, interpret
-) -> tuple[Implementation, int]:
-  """The implementation that will run, and its tile."""
-
-  def tile_of(implementation):
-    if tile is not None:
-      return tile
-    if read == 'chunk':
-      return CHUNK_READ_TILE
-    best = default_tile(key_dim, implementation)
-    return min(best, -(-length // 16) * 16)  # a short text is one tile
-
-  wanted = implementation
-  if wanted == 'auto':
-    on_tpu = pallas_tpu.device()[0] == 'tpu'
-    wanted = 'pallas_tpu' if on_tpu or interpret else 'xla'
-  if wanted == 'pallas_tpu':
-    obstacle = pallas_tpu.obstacle(
-        key_dim, value_dim, tile_of(wanted), dtype, interpret
-    )
-    if obstacle is not None and implementation == 'pallas_tpu':
-      raise ValueError(f"implementation='pallas_tpu' {obstacle}")
-    if obstacle is not None:
-      warnings.warn(
-          f'the XLA form stands in for the TPU kernel, which {obstacle}',
-          stacklevel=3,
-      )
-      wanted = 'xla'
-  return wanted, tile_of(wanted)
-
-
-def _run(
-    q, k, u, eta, log_alpha, state, segment_ids, ahead=None, *,
-    implementation, read, **options
-):
-  """On one device: arguments as validated, options of the implementation.
-
-  `ahead` and what is returned: as `run` of `handover.recurrence`.
-  """
-  if implementation == 'pallas_tpu':
-    return pallas_tpu.recurrence(
-        q, k, u, eta, log_alpha, state, segment_ids, ahead, read=read, **options
-    )
-  args = *(x.astype(state.dtype) for x in (q, k, u)), eta, log_alpha, state
-  if implementation == 'reference':
-    ids = segment_ids
-    if ids is None:
-      ids = jnp.zeros(k.shape[:2], jnp.int32)
-    options.pop('precision')
-    o, states = reference.recurrence(
-        *args, segment_ids=ids, ahead=ahead, read=read, **options
-    )
-  elif segment_ids is None:
-    o, *states = chunked.chunk_scan(*args, read=read, **options)
-  else:
-    o, states = segments.segment_scan(
-        *args, segment_ids, ahead=ahead, read=read, **options
-    )
-  count = 2 if read == 'chunk' and segment_ids is not None else 1
-  return o.astype(u.dtype), tuple(states[:count])
 
 
 def dgd_step(
@@ -272,7 +219,7 @@ def dgd_step(
   if read not in ('pre', 'post'):
     raise ValueError(f"read must be one of ('pre', 'post'); got {read!r}")
   _validate(
-      *(x[:, None] for x in (q, k, u, eta, log_alpha)), state, None
+      *(x[:, None] for x in (q, k, u, eta, log_alpha)), state
   )
   dtype = jnp.promote_types(state.dtype, jnp.float32)
   args = [x.astype(dtype) for x in (q, k, u, eta, log_alpha)]
@@ -290,7 +237,9 @@ def dgd_step(
   return o.astype(u.dtype), new
 
 
-def _validate(q, k, u, eta, log_alpha, state, segment_ids) -> None:
+def _validate(
+    q, k, u, eta, log_alpha, state, segment_ids=None, reset=None
+) -> None:
   """Raises ValueError naming the first argument whose shape does not fit."""
   if k.ndim != 4:
     raise ValueError(f'k must be [B, T, H, K]; got shape {k.shape}')
@@ -303,6 +252,7 @@ def _validate(q, k, u, eta, log_alpha, state, segment_ids) -> None:
       'log_alpha': (log_alpha, (b, t, h)),
       'state': (state, (b, h, key_dim, value_dim)),
       'segment_ids': (segment_ids, (b, t)),
+      'reset': (reset, (b, h, key_dim, value_dim)),
   }
   for name, (x, shape) in expected.items():
     if x is not None and x.shape != shape:

@@ -249,6 +249,7 @@ def chunk_scan(
     *,
     read: Read,
     tile: int,
+    erase: bool,
     precision: str,
 ) -> tuple[Array, Array]:
   """The recurrence over [B, T, H, ...] as one scan over tiles of `chunk_step`.
@@ -260,7 +261,9 @@ def chunk_scan(
 
   def body(state, xs):
     """carry: the state [B, H, K, V]; xs: a tile of each input [B, H, C, .]."""
-    o, state, _ = chunk_step(state, *xs, read=read, precision=precision)
+    o, state, _ = chunk_step(
+        state, *xs, read=read, erase=erase, precision=precision
+    )
     return state, o
 
   xs = tuple(tiles(x, tile) for x in (q, k, u, eta, log_alpha))

@@ -12,9 +12,9 @@ ends in [B | A]. The maps (A, B) of all shards are then gathered, each shard
 applies those ahead of it to the initial state, and adds R S to its outputs.
 Nothing is approximated, and all of it is differentiated as it stands.
 
-Documents restart from the initial state, in the shards as in the recurrence: a
+Segments restart from the reset state, in the shards as in the recurrence: a
 shard maps the state that it was handed only where no segment starts in it, and
-is handed the initial state where the segment ahead of it ends with the shard.
+is handed the reset state where the segment ahead of it ends with the shard.
 """
 
 from collections.abc import Callable
@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from hope_jax.kernels.dgd import segments
 from hope_jax.kernels.dgd.products import matmul
+from hope_jax.kernels.dgd.reference import Packed
 from hope_jax.types import Array
 
 
@@ -36,30 +37,26 @@ def recurrence(
     eta: Array,
     log_alpha: Array,
     state: Array,
-    segment_ids: Array | None,
+    packed: Packed | None,
     *,
     axis_name: Any,
-    read: str,
     tile: int,
     precision: str,
 ) -> tuple[Array, tuple[Array]]:
   """`api.dgd_recurrence` inside a `shard_map` that splits the sequence.
 
   Args:
-    run: the recurrence on one device: of (q, k, u, eta, log_alpha, state,
-      segment_ids, tokens [B] of the first segment that came before); returns
-      outputs and states at the end: the last one and, where reads of packed
-      rows are 'chunk', the one at the last chunk start.
+    run: the recurrence on one device, an `implementations.Run` whose options
+      are set.
     q: this shard's queries, [B, T / shards, H, K].
-    k: keys; then u, eta, log_alpha and segment_ids, of the shard too.
+    k: keys; then u, eta, log_alpha and segments, of the shard too.
     u: write values.
     eta: write strengths.
     log_alpha: log retentions.
     state: before the first token of the first shard, the same on all devices.
-    segment_ids: or None.
+    packed: the segments, or None.
     axis_name: the mesh axis, or axes, over which the sequence lies.
-    read: 'pre', 'post' or 'chunk'.
-    tile: must divide T / shards if read is 'chunk'.
+    tile: must divide T / shards for 'chunk' reads.
     precision: as in `chunked.chunk_step`.
 
   Returns:
@@ -67,9 +64,7 @@ def recurrence(
   """
   batch, length, heads, key_dim = k.shape
   value_dim = u.shape[-1]
-  borders = ahead = None
-  if segment_ids is not None:
-    borders, ahead = _borders(segment_ids, axis_name)
+  borders = None
   # R is an output beside O_0: it is as exact as the products that made it.
   values = u if precision == 'bf16' else u.astype(state.dtype)
   values = jnp.pad(values, ((0, 0),) * 3 + ((0, key_dim),))
@@ -77,7 +72,12 @@ def recurrence(
       jnp.eye(key_dim, dtype=state.dtype), (batch, heads, key_dim, key_dim)
   )
   start = jnp.concatenate([jnp.zeros_like(state), eye], axis=-1)
-  o, maps = run(q, k, values, eta, log_alpha, start, segment_ids, ahead)
+  if packed is not None:
+    borders, ahead = _borders(packed.segment_ids, axis_name)
+    reset = packed.reset
+    reset = jnp.zeros_like(state) if reset is None else reset
+    packed = Packed(packed.segment_ids, start, ahead)
+  o, maps = run(q, k, values, eta, log_alpha, start, packed)
 
   def shard(states, xs):
     """carry: states that a shard leaves; xs: the maps and borders of the next.
@@ -88,8 +88,8 @@ def recurrence(
     entering = base = states[0]
     if borders is not None:
       restarts, whole = (x[:, None, None, None] for x in borders)
-      entering = jnp.where(restarts, state, entering)
-      base = jnp.where(whole, entering, state)
+      entering = jnp.where(restarts, reset, entering)
+      base = jnp.where(whole, entering, reset)
     left = tuple(
         x[..., :value_dim] + matmul(x[..., value_dim:], base, 'float32')
         for x in maps
@@ -109,9 +109,9 @@ def recurrence(
   o, rows = o[..., :value_dim], o[..., value_dim:]
   more = read_from(entering, rows)
   if borders is not None:
-    where = segments.locate(segment_ids, tile, ahead)
+    where = segments.locate(packed.segment_ids, tile, ahead)
     goes_on = (where.first <= 0)[..., None, None]
-    more = jnp.where(goes_on, more, read_from(state, rows))
+    more = jnp.where(goes_on, more, read_from(reset, rows))
   o = o + more
   if at_chunk:  # tokens whose chunk starts in the shard ahead
     earlier = (where.boundary < 0)[..., None, None]

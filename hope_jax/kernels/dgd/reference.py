@@ -7,14 +7,27 @@ state M that its segment has reached (NL Eq. 57, gated as in Eq. 88):
     M_t = alpha_t M_{t-1} + e_t k_t^T
         = M_{t-1} (alpha_t I - eta_t k_t k_t^T) + eta_t u_t k_t^T
 
+and e_t = eta_t u_t where nothing is erased.
+
 Reads: 'pre' M_{t-1} q_t, 'post' M_t q_t, 'chunk' M_c q_t, where c is the last
 multiple of `tile` (counted from the segment's start) not after t.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from hope_jax.types import Array
+
+
+class Packed(NamedTuple):
+  """The segments of a row, as an implementation is given them."""
+
+  segment_ids: Array  # [B, T]; a segment starts where the id changes
+  reset: Array | None  # [B, H, K, V], what a segment starts from; None: zero
+  # [B], tokens of the first segment that came before; None: none.
+  ahead: Array | None = None
 
 
 def recurrence(
@@ -27,8 +40,8 @@ def recurrence(
     *,
     read: str,
     tile: int,
-    segment_ids: Array,
-    ahead: Array | None = None,
+    erase: bool = True,
+    packed: Packed | None = None,
 ) -> tuple[Array, tuple[Array, Array]]:
   """Runs the recurrence token by token.
 
@@ -38,36 +51,39 @@ def recurrence(
     u: write values, [B, T, H, V].
     eta: write strengths, [B, T, H].
     log_alpha: log of the retention, [B, T, H].
-    state: state before the first token, and of each new segment, [B, H, K, V].
+    state: state before the first token, [B, H, K, V].
     read: 'pre', 'post' or 'chunk'.
     tile: chunk of the 'chunk' read, in tokens.
-    segment_ids: [B, T]; the state restarts where the id changes.
-    ahead: [B], tokens of the first segment that came before; None is 0.
+    erase: whether the delta decay acts.
+    packed: the segments of packed rows, or None.
 
   Returns:
     Outputs [B, T, H, V], and two states [B, H, K, V], the final one and the one
     at the last chunk start; in the state's dtype.
   """
   dtype = state.dtype
-  starts = jnp.concatenate(
-      [
-          jnp.zeros_like(segment_ids[:, :1], bool),
-          segment_ids[:, 1:] != segment_ids[:, :-1],
-      ],
-      axis=1,
-  )
+  batch, length = k.shape[:2]
+  starts = jnp.zeros((batch, length), bool)
+  reset, position = 0, jnp.zeros((batch,), jnp.int32)
+  if packed is not None:
+    changed = packed.segment_ids[:, 1:] != packed.segment_ids[:, :-1]
+    starts = starts.at[:, 1:].set(changed)
+    reset = 0 if packed.reset is None else packed.reset
+    position = position if packed.ahead is None else packed.ahead
 
   def token(carry, xs):
     """carry: (S, S_c, tokens into the segment); xs: one token of each input."""
     s, s_chunk, position = carry
     q, k, u, eta, log_alpha, start = xs
     fresh = start[:, None, None, None]
-    s = jnp.where(fresh, state, s)
+    s = jnp.where(fresh, reset, s)
     position = jnp.where(start, 0, position)
     boundary = (position % tile == 0)[:, None, None, None]
     s_chunk = jnp.where(boundary, s, s_chunk)
-    retrieved = jnp.einsum('bhk,bhkv->bhv', k, s, precision='highest')
-    e = eta[..., None] * (u - retrieved)
+    error = u
+    if erase:
+      error = u - jnp.einsum('bhk,bhkv->bhv', k, s, precision='highest')
+    e = eta[..., None] * error
     new = jnp.exp(log_alpha)[..., None, None] * s + jnp.einsum(
         'bhk,bhv->bhkv', k, e
     )
@@ -79,6 +95,5 @@ def recurrence(
       jnp.moveaxis(x, 1, 0)
       for x in (*(x.astype(dtype) for x in (q, k, u, eta, log_alpha)), starts)
   ]
-  position = jnp.zeros_like(segment_ids[:, 0]) if ahead is None else ahead
   (*states, _), o = jax.lax.scan(token, (state, state, position), tuple(xs))
   return jnp.moveaxis(o, 0, 1), tuple(states)

@@ -1,4 +1,4 @@
-"""The chunk form for packed documents: the state restarts inside a tile.
+"""The chunk form for packed rows: the state restarts inside a tile.
 
 Tokens of the segment that enters a tile read the state that entered with it; a
 segment that starts inside the tile reads the reset state. Both are masks on the
@@ -20,10 +20,11 @@ from hope_jax.kernels.dgd.products import (
   transpose,
   unit_lower_solve,
 )
+from hope_jax.kernels.dgd.reference import Packed
 from hope_jax.types import Array
 
 
-class Segments(NamedTuple):
+class Positions(NamedTuple):
   """Where the tokens of a tile belong, counted from the tile's start."""
 
   first: Array  # [..., C] int: where the token's segment starts; -1: before
@@ -32,7 +33,7 @@ class Segments(NamedTuple):
 
 def locate(
     segment_ids: Array, tile: int, ahead: Array | None = None
-) -> Segments:
+) -> Positions:
   """Positions of segment and chunk starts of each token, from [B, T] ids.
 
   A chunk is `tile` tokens counted from the segment's start. Returns global
@@ -45,12 +46,12 @@ def locate(
   first = jax.lax.cummax(jnp.where(starts, t, 0), axis=1)
   if ahead is not None:
     first = jnp.where(first == 0, -ahead[:, None], first)
-  return Segments(first, first + (t - first) // tile * tile)
+  return Positions(first, first + (t - first) // tile * tile)
 
 
 def tile_positions(
     segment_ids: Array, tile: int, ahead: Array | None = None
-) -> Segments:
+) -> Positions:
   """`locate`, counted from the start of each token's tile; -1: before it.
 
   [B, T padded to tiles]. Padding goes on with the last segment, and the first
@@ -61,20 +62,21 @@ def tile_positions(
   where = locate(ids, tile, ahead)
   where = where._replace(first=jnp.where(where.first <= 0, -1, where.first))
   start = jnp.arange(ids.shape[1]) // tile * tile
-  return Segments(*(jnp.maximum(x - start, -1) for x in where))
+  return Positions(*(jnp.maximum(x - start, -1) for x in where))
 
 
 def segment_step(
     states: tuple[Array, Array],
-    reset: Array,
+    reset: Array | None,
     q: Array,
     k: Array,
     u: Array,
     eta: Array,
     log_alpha: Array,
-    where: Segments,
+    where: Positions,
     *,
     read: Read,
+    erase: bool,
     precision: str,
 ) -> tuple[Array, tuple[Array, Array]]:
   """`chunked.chunk_step` for a tile in which segments may start.
@@ -82,7 +84,7 @@ def segment_step(
   Args:
     states: the state that enters, and the state at the last chunk start of the
       segment that enters (for the 'chunk' read); both [..., K, V].
-    reset: the state a segment starts from, [..., K, V].
+    reset: the state a segment starts from, [..., K, V]; None: zero.
     q: queries, [..., C, K]. Then k, u, eta, log_alpha as in `chunk_step`.
     k: keys.
     u: write values.
@@ -90,7 +92,8 @@ def segment_step(
     log_alpha: log retentions.
     where: positions in the tile, [..., C].
     read: 'pre', 'post' or 'chunk'.
-    precision: as in `chunk_step`.
+    erase: as in `chunk_step`; then precision.
+    precision: of the products.
 
   Returns:
     Outputs [..., C, V] and the two states at the end of the tile.
@@ -112,16 +115,17 @@ def segment_step(
 
   def retrieve(x):
     """x read from the state its segment began the tile with."""
-    return jnp.where(
-        carried, matmul(x, state, precision), matmul(x, reset, precision)
-    )
+    fresh = 0 if reset is None else matmul(x, reset, precision)
+    return jnp.where(carried, matmul(x, state, precision), fresh)
 
   enter, keep = since(*kept[:2])
   eta = column(eta)
-  lower = eta * keep * matmul(k, transpose(k), precision)
-  inverse = inverse_unit_lower(jax.lax.stop_gradient(lower), precision)
-  rhs = eta * (u - enter * retrieve(k))
-  e = unit_lower_solve(lower, inverse, rhs, precision)
+  e = eta * u
+  if erase:
+    lower = eta * keep * matmul(k, transpose(k), precision)
+    inverse = inverse_unit_lower(jax.lax.stop_gradient(lower), precision)
+    rhs = eta * (u - enter * retrieve(k))
+    e = unit_lower_solve(lower, inverse, rhs, precision)
 
   boundary = where.boundary[..., :, None]
   if read == 'chunk':  # a 'pre' read of the chunk's first token: pick its row
@@ -132,7 +136,7 @@ def segment_step(
     enter, keep = since(*after(kept))
   scores = matmul(q, transpose(k), precision)
   o = enter * retrieve(q) + matmul(keep * scores, e, precision)
-  began = jnp.where(carried[..., -1:, :], state, reset)
+  began = jnp.where(carried[..., -1:, :], state, 0 if reset is None else reset)
 
   def leaving(enter, keep):
     """The state the last segment reaches: what is left, and what it wrote."""
@@ -162,31 +166,31 @@ def segment_scan(
     eta: Array,
     log_alpha: Array,
     state: Array,
-    segment_ids: Array,
+    packed: Packed,
     *,
     read: Read,
     tile: int,
+    erase: bool,
     precision: str,
-    ahead: Array | None = None,
 ) -> tuple[Array, tuple[Array, Array]]:
-  """`chunked.chunk_scan` with segments; each restarts from `state`.
+  """`chunked.chunk_scan` with segments.
 
-  `ahead` [B]: tokens of the first segment that came before. Returns outputs,
-  and two states, the final one and the one at the last chunk start (of a
-  'chunk' read).
+  Returns outputs, and two states, the final one and the one at the last chunk
+  start (of a 'chunk' read).
   """
-  where = tile_positions(segment_ids, tile, ahead)
+  where = tile_positions(packed.segment_ids, tile, packed.ahead)
 
   def body(states, xs):
     """carry: state and chunk-start state; xs: a tile of the inputs."""
     *inputs, where = xs
     o, states = segment_step(
-        states, state, *inputs, where, read=read, precision=precision
+        states, packed.reset, *inputs, where, read=read, erase=erase,
+        precision=precision,
     )
     return states, o
 
   xs = tuple(tiles(x, tile) for x in (q, k, u, eta, log_alpha))
-  where = Segments(*(tiles(x[:, :, None], tile) for x in where))
+  where = Positions(*(tiles(x[:, :, None], tile) for x in where))
   states, o = jax.lax.scan(
       jax.checkpoint(body), (state, state), (*xs, where)
   )

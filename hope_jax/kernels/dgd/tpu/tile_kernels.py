@@ -17,8 +17,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
-from hope_jax.kernels.dgd import layouts
-from hope_jax.kernels.dgd.layouts import Plan
+from hope_jax.kernels.dgd.tpu import layouts
+from hope_jax.kernels.dgd.tpu.layouts import Plan
 from hope_jax.types import Array, PyTree
 
 

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from hope_jax.kernels.dgd import tile_kernels
-from hope_jax.kernels.dgd.layouts import Plan
+from hope_jax.kernels.dgd.tpu import tile_kernels
+from hope_jax.kernels.dgd.tpu.layouts import Plan
 from hope_jax.types import PyTree
 
 # (params, carry, xs, marks, kept) -> (carry, ys); leaves lead with R rows.

@@ -1,0 +1,1 @@
+"""The recurrence, and any scan over tiles, as kernels for a TPU."""
