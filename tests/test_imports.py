@@ -47,8 +47,9 @@ PURE = {
     'optim': {'jax', 'numpy', 'optax'},
 }
 STANDARD = {
-    '__future__', 'collections', 'dataclasses', 'enum', 'functools',
-    'itertools', 'math', 'operator', 're', 'typing', 'warnings',
+    '__future__', 'collections', 'dataclasses', 'difflib', 'enum', 'functools',
+    'inspect', 'itertools', 'math', 'operator', 're', 'types', 'typing',
+    'warnings',
 }
 
 

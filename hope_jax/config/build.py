@@ -78,6 +78,12 @@ def _coerce(value: Any, kind: Any, path: str) -> Any:
   if origin in (types.UnionType, typing.Union):
     inner = [k for k in typing.get_args(kind) if k is not type(None)]
     return None if value is None else _coerce(value, inner[0], path)
+  if kind is dict or origin is dict:
+    require(
+        isinstance(value, Mapping),
+        f'{path} must be names with values; got {value!r}',
+    )
+    return dict(value)
   if origin is tuple:
     require(
         isinstance(value, (tuple, list)),
