@@ -11,7 +11,7 @@ import pytest
 
 from hope_jax.config import ConfigError
 from hope_jax.evals import language
-from hope_jax.train import checkpoint, loop
+from hope_jax.train import checkpoint, loop, setup
 from tests import standin
 
 MODEL = standin.Standin()
@@ -25,7 +25,7 @@ class Interrupting(standin.Batches):
     self._at, self._what = at, what
 
   def __next__(self):
-    if self._place == self._at - 1:
+    if self._position == self._at - 1:
       if isinstance(self._what, Exception):
         raise self._what
       os.kill(os.getpid(), self._what)
@@ -170,7 +170,7 @@ def test_loss_that_is_not_finite(tmp_path):
 
     def __next__(self):
       batch = super().__next__()
-      if self._place == 4:
+      if self._position == 4:
         batch['mask'][:] = np.nan
       return batch
 
@@ -193,7 +193,7 @@ def test_levels_with_a_period():
   A Transformer has none, and periods of in-context levels are in tokens.
   """
   config = standin.make_config()
-  assert loop.level_periods(config) == (1, 3)
+  assert setup.level_periods(config) == (1, 3)
   for change in (
       {'architecture': 'transformer'},
       {'continuum': dataclasses.replace(
@@ -201,7 +201,7 @@ def test_levels_with_a_period():
           learning_rates=(0.1, 0.1))},
   ):
     model = dataclasses.replace(config.model, **change)
-    assert loop.level_periods(dataclasses.replace(config, model=model)) == ()
+    assert setup.level_periods(dataclasses.replace(config, model=model)) == ()
 
 
 def test_training_may_end_when_a_goal_is_met(uninterrupted):
