@@ -35,7 +35,11 @@ import optax
 from hope_jax.optim import leaves
 from hope_jax.types import Array
 
-FALLBACKS = {'adamw': optax.adamw, 'sgd': optax.sgd}
+# Without optax's decay of 1e-4, which the matrices do not have either.
+FALLBACKS = {
+    'adamw': functools.partial(optax.adamw, weight_decay=0.0),
+    'sgd': optax.sgd,
+}
 
 
 def delta_dot_general(

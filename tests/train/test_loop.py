@@ -1,6 +1,5 @@
 """The loop: stopping at any moment and going on changes nothing."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -11,7 +10,7 @@ import pytest
 
 from hope_jax.config import ConfigError
 from hope_jax.evals import language
-from hope_jax.train import checkpoint, loop, setup
+from hope_jax.train import checkpoint, loop
 from tests import standin
 
 MODEL = standin.Standin()
@@ -185,23 +184,6 @@ def test_data_that_ends():
   batches = Interrupting(3, StopIteration())
   with pytest.raises(ConfigError, match='ended before step 3'):
     train(standin.make_config(), batches)
-
-
-def test_levels_with_a_period():
-  """If it fails, periods are given to models without levels of that kind.
-
-  A Transformer has none, and periods of in-context levels are in tokens.
-  """
-  config = standin.make_config()
-  assert setup.level_periods(config) == (1, 3)
-  for change in (
-      {'architecture': 'transformer'},
-      {'continuum': dataclasses.replace(
-          config.model.continuum, regime='in_context',
-          learning_rates=(0.1, 0.1))},
-  ):
-    model = dataclasses.replace(config.model, **change)
-    assert setup.level_periods(dataclasses.replace(config, model=model)) == ()
 
 
 def test_training_may_end_when_a_goal_is_met(uninterrupted):
