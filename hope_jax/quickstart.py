@@ -40,7 +40,7 @@ from hope_jax.infer import session as session_lib
 from hope_jax.models import factory as models
 from hope_jax.optim import frequency
 from hope_jax.train import checkpoint as checkpoint_lib
-from hope_jax.train import loop
+from hope_jax.train import loop, setup
 from hope_jax.types import PyTree
 
 # What the evaluation of the held-out text may take; a model that needs longer
@@ -245,7 +245,7 @@ def _curve(
 def _levels(config: Config, opt_state: PyTree) -> list[dict[str, Any]]:
   """Returns name, period and updates of each level of the outer optimizer."""
   periods = {'base': 1}
-  for i, period in enumerate(loop.level_periods(config)):
+  for i, period in enumerate(setup.level_periods(config)):
     periods[f'level_{i}'] = period
   counts = frequency.update_counts(opt_state)
   return [

@@ -246,24 +246,25 @@ def _keys(path) -> tuple[str, ...]:
 
 
 def optimizer_shardings(
-    mesh: jax.sharding.Mesh, opt_state: PyTree, params: PyTree, placed: PyTree
+    mesh: jax.sharding.Mesh, opt_state: PyTree, params: PyTree
 ) -> PyTree:
   """Returns a sharding for each array of an optimizer's state.
 
   A leaf whose path ends in the path of a parameter belongs to it. If its last
   axes are those of the parameter it is placed alike, axes in front of them
-  whole; anything else (a counter, a factored moment) is copied.
+  whole; anything else (a counter, a factored moment) is copied. Parameters in
+  their boxes, given to the optimizer's `init`, would hand their names to arrays
+  of other axes too: to the hidden layers of `optim.deep_momentum`.
 
   Args:
     mesh: the mesh.
     opt_state: the state, or its shapes.
-    params: the parameters, or their shapes, without boxes.
-    placed: the parameters' shardings, from `param_shardings`.
+    params: the parameters, or their shapes, without boxes, each with its
+      sharding.
   """
-  shapes = jax.tree_util.tree_leaves_with_path(params)
   owners = {
-      _keys(path): (leaf.shape, sharding.spec)
-      for (path, leaf), sharding in zip(shapes, jax.tree.leaves(placed))
+      _keys(path): (leaf.shape, leaf.sharding.spec)
+      for path, leaf in jax.tree_util.tree_leaves_with_path(params)
   }
 
   def place(path, leaf):

@@ -5,6 +5,7 @@ and out, diagnostics, parameters stacked over layers, CMS levels by name) and
 compiles in a second.
 """
 
+from collections.abc import Callable
 import dataclasses
 
 from flax import linen as nn
@@ -45,6 +46,7 @@ class Standin(nn.Module):
   """h_t = h_{t-1} / 2 + embedding; h = 0 where a segment starts; two layers."""
 
   config: config_lib.ModelConfig = config_lib.ModelConfig(vocab_size=VOCAB)
+  dot_general: Callable = jax.lax.dot_general
 
   @nn.compact
   def __call__(self, tokens, state=None, *, segment_ids=None):
@@ -72,32 +74,34 @@ class Standin(nn.Module):
     x = sharding.constrain(hidden.swapaxes(0, 1), 'batch', 'time', None)
     for layer in range(LAYERS):
       for level in levels:
-        x = x + jnp.tanh(x * scale[layer]) @ level[layer]
+        x = x + self.dot_general(
+            jnp.tanh(x * scale[layer]), level[layer], (((2,), (0,)), ((), ()))
+        )
     self.sow('diagnostics', 'state_norm', jnp.linalg.norm(state[0], axis=-1))
     return x @ table.T, state
 
 
 class Batches:
-  """Seeded batches that know their place."""
+  """Seeded batches that know their position."""
 
   def __init__(self, *, batch_size=8, length=12, seed=0):
     self._shape = (batch_size, length)
     self._seed = seed
-    self._place = 0
+    self._position = 0
 
   def __iter__(self):
     return self
 
   def __next__(self):
-    rng = np.random.default_rng((self._seed, self._place))
-    self._place += 1
+    rng = np.random.default_rng((self._seed, self._position))
+    self._position += 1
     return make_batch(rng, *self._shape)
 
   def get_state(self):
-    return {'place': self._place}
+    return {'position': self._position}
 
   def set_state(self, state):
-    self._place = state['place']
+    self._position = state['position']
 
 
 def make_batch(rng, batch_size=8, length=12):

@@ -58,8 +58,9 @@ PURE = {
 TRAINS = ('hope_jax.train.loop', 'hope_jax.train.setup', 'hope_jax.train.step',
           'hope_jax.optim')
 STANDARD = {
-    '__future__', 'collections', 'dataclasses', 'enum', 'functools',
-    'itertools', 'math', 'operator', 're', 'typing', 'warnings',
+    '__future__', 'collections', 'dataclasses', 'difflib', 'enum', 'functools',
+    'inspect', 'itertools', 'math', 'operator', 're', 'types', 'typing',
+    'warnings',
 }
 
 

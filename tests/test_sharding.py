@@ -243,13 +243,15 @@ def test_optimizer_state_with_more_or_fewer_axes():
   Stacked: axes in front are whole. Factored: copied, as no axis is certain.
   """
   mesh = sharding.make_mesh(MeshConfig(data=1))
-  params = {'a': {'w': jnp.ones((4, 6))}}
-  placed = {'a': {'w': jax.sharding.NamedSharding(mesh, P('fsdp', 'tensor'))}}
+  placed = jax.sharding.NamedSharding(mesh, P('fsdp', 'tensor'))
+  params = {
+      'a': {'w': jax.ShapeDtypeStruct((4, 6), jnp.float32, sharding=placed)}
+  }
   state = {
       'stacked': {'a': {'w': jnp.ones((3, 4, 6))}},
       'rows': {'a': {'w': jnp.ones((4,))}},
   }
-  found = sharding.optimizer_shardings(mesh, state, params, placed)
+  found = sharding.optimizer_shardings(mesh, state, params)
   assert found['stacked']['a']['w'].spec == P(None, 'fsdp', 'tensor')
   assert found['rows']['a']['w'].spec == P()
 

@@ -1,25 +1,66 @@
 """The outermost level: the optimizer of a run."""
 
+from collections.abc import Mapping
 import dataclasses
+from typing import Any
 
-from hope_jax.config.build import positive
+from hope_jax.config.build import positive, require
+
+# AdamW's options are fields of their own; these are their defaults.
+_ADAMW = {'b1': 0.9, 'b2': 0.95, 'eps': 1e-8}
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """The outermost level: AdamW, warm-up and cosine, clipping, accumulation."""
+  """The outermost level: an optimizer, warm-up and cosine, clipping, decay."""
 
+  # One of optim/registry.py: adamw, adam, lion, sgd, momentum, muon, adamuon,
+  # m3, dgd, deep_momentum, delta_momentum, feature_momentum,
+  # multi_scale_momentum, nonlinear_momentum, preconditioned_momentum.
+  name: str = 'adamw'
+  # Of that optimizer, by the names of its arguments in `optim`, such as
+  # options.period=10 of m3. Learning rates among them are those at the peak of
+  # the schedule.
+  options: dict[str, Any] = dataclasses.field(default_factory=dict)
   learning_rate: float = 1e-3
   final_learning_rate: float = 0.1  # as a share of learning_rate
   warmup_steps: int = 100
-  b1: float = 0.9
-  b2: float = 0.95
-  # Gradients well below it no longer move anything.
-  eps: float = 1e-8
+  # AdamW's alone, 0.9, 0.95 and 1e-8 by default. Gradients well below eps no
+  # longer move anything.
+  b1: float | None = None
+  b2: float | None = None
+  eps: float | None = None
+  # Decoupled, times the learning rate, on matrices that project.
   weight_decay: float = 0.1
   clip_norm: float = 1.0
   # Micro-batches a step, each of data.batch_size / accumulate sequences.
   accumulate: int = 1
 
   def __post_init__(self):
-    positive(self, 'learning_rate', 'eps', 'clip_norm', 'accumulate')
+    positive(self, 'learning_rate', 'clip_norm', 'accumulate')
+    # JSON has no tuples: what config.json gives back must be what was written.
+    options = {k: _plain(v) for k, v in self.options.items()}
+    object.__setattr__(self, 'options', options)
+    for field, default in _ADAMW.items():
+      given = getattr(self, field)
+      if self.name != 'adamw':
+        require(
+            given is None,
+            f'optimizer.{field} is not read by {self.name!r}: its options are'
+            f' optimizer.options.NAME; got {field}={given!r}',
+        )
+        continue
+      require(
+          field not in options,
+          f"option {field!r} of 'adamw' is the field optimizer.{field}",
+      )
+      if given is None:
+        object.__setattr__(self, field, default)
+    if self.name == 'adamw':
+      positive(self, 'eps')
+
+
+def _plain(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {k: _plain(v) for k, v in value.items()}
+  return tuple(map(_plain, value)) if isinstance(value, list) else value

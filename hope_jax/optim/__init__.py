@@ -8,7 +8,7 @@ from hope_jax.optim.dgd import (
   scale_by_dgd,
 )
 from hope_jax.optim.frequency import at_frequency, nested, update_counts
-from hope_jax.optim.leaves import matrix_labels
+from hope_jax.optim.leaves import describe, matrix_labels
 from hope_jax.optim.m3 import (
   m3,
   multi_scale_momentum,
@@ -25,15 +25,17 @@ from hope_jax.optim.momentum import (
   scale_by_nonlinear_momentum,
   scale_by_preconditioned_momentum,
 )
-from hope_jax.optim.muon import muon, scale_by_muon
+from hope_jax.optim.muon import adamuon, muon, scale_by_adamuon, scale_by_muon
 from hope_jax.optim.newton_schulz import orthogonalize
 
 __all__ = [
+    'adamuon',
     'at_frequency',
     'deep_momentum',
     'delta_dot',
     'delta_dot_general',
     'delta_momentum',
+    'describe',
     'dgd',
     'feature_momentum',
     'm3',
@@ -44,6 +46,7 @@ __all__ = [
     'nonlinear_momentum',
     'orthogonalize',
     'preconditioned_momentum',
+    'scale_by_adamuon',
     'scale_by_deep_momentum',
     'scale_by_delta_momentum',
     'scale_by_dgd',

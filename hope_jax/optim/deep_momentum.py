@@ -122,9 +122,9 @@ def scale_by_deep_momentum(
     )
     return jax.grad(_agreement, argnums=1)(memory, keys), *memory
 
-  def update(grads, state, params=None):
+  def update(updates, state, params=None):
     del params
-    flat, structure = jax.tree.flatten(grads)
+    flat, structure = jax.tree.flatten(updates)
     columns = zip(*map(
         structure.flatten_up_to, (state.linear, *state.layers, *state.start)
     ))
@@ -138,7 +138,7 @@ def scale_by_deep_momentum(
       read, new = jnp.squeeze(read, extra), jnp.squeeze(new, extra)
       results.append((read.astype(g.dtype), new, *layers))
     if not results:
-      return grads, state
+      return updates, state
     updates, linear, *layers = map(structure.unflatten, zip(*results))
     return updates, DeepMomentumState(linear, tuple(layers), state.start)
 

@@ -33,9 +33,13 @@ import jax.numpy as jnp
 import optax
 
 from hope_jax.optim import leaves
-from hope_jax.types import Array, PyTree
+from hope_jax.types import Array
 
-FALLBACKS = {'adamw': optax.adamw, 'sgd': optax.sgd}
+# Without optax's decay of 1e-4, which the matrices do not have either.
+FALLBACKS = {
+    'adamw': functools.partial(optax.adamw, weight_decay=0.0),
+    'sgd': optax.sgd,
+}
 
 
 def delta_dot_general(
@@ -144,7 +148,8 @@ def dgd(
     *,
     fallback: Literal['adamw', 'sgd'] = 'adamw',
     fallback_learning_rate: optax.ScalarOrSchedule | None = None,
-    label_fn: Callable[[PyTree], PyTree] | None = None,
+    label_fn: leaves.LabelFn | None = None,
+    stacked: leaves.Stacked = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Delta gradient descent, for a model whose layers use `delta_dot_general`.
 
@@ -154,7 +159,9 @@ def dgd(
       norms, biases. They are counted, once, in a warning.
     fallback_learning_rate: of those; None: the same.
     label_fn: parameters -> a tree of 'matrix' (DGD) and 'other'. None goes by
-      shape and name, see `leaves.matrix_labels`.
+      shape and name, see `matrix_labels`.
+    stacked: names of the modules whose parameters are stacked over layers; see
+      `matrix_labels`.
 
   Returns:
     A transformation.
@@ -179,7 +186,7 @@ def dgd(
     )
   if fallback_learning_rate is None:
     fallback_learning_rate = learning_rate
-  label_fn = label_fn or leaves.matrix_labels
+  label_fn = leaves.labeller(label_fn, stacked)
 
   def labels(params):
     labelled = label_fn(params)

@@ -1,4 +1,4 @@
-"""The optimizer of a run: clipping, AdamW, warm-up, cosine, level periods."""
+"""The optimizer of a run: clipping, schedule, weight decay, level periods."""
 
 from collections.abc import Sequence
 import re
@@ -7,7 +7,7 @@ import jax
 import optax
 
 from hope_jax.config import ConfigError, OptimizerConfig
-from hope_jax.optim import frequency, leaves
+from hope_jax.optim import frequency, leaves, registry
 from hope_jax.types import PyTree
 
 # Never decayed, whatever their shape: a parameter, or the module that owns it,
@@ -82,10 +82,10 @@ def make_optimizer(
   """Returns the outer optimizer.
 
   Each step: the gradient is clipped by its global norm; each level accumulates
-  its share and, once in its period, makes one AdamW update from the mean. The
-  learning rate is that of the step at which the update happens, whatever the
-  level's period. Weight decay is part of an update, so a level of period p
-  decays p times as slowly.
+  its share and, once in its period, makes one update from the mean, by an
+  optimizer of its own of the configured kind. The learning rate is that of the
+  step at which the update happens, whatever the level's period. Weight decay is
+  part of an update, so a level of period p decays p times as slowly.
 
   Args:
     config: the optimizer's fields.
@@ -98,22 +98,13 @@ def make_optimizer(
     often each level moved.
 
   Raises:
-    ConfigError: the schedule or the periods cannot be.
+    ConfigError: the optimizer, its options, the schedule or the periods cannot
+      be.
   """
   schedule = make_schedule(config, total_steps)
-
-  def direction():
-    # Negated here and scaled by a positive rate outside, so that the -0.0 of a
-    # level that holds still stays -0.0.
-    return optax.chain(
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
-        optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
-        optax.scale(-1.0),
-    )
-
-  levels = {'base': (direction(), 1)}
+  levels = {'base': (_at_rate_one(config), 1)}
   for i, period in enumerate(level_periods):
-    levels[f'level_{i}'] = (direction(), period)
+    levels[f'level_{i}'] = (_at_rate_one(config), period)
   try:
     by_level = frequency.nested(
         levels, level_labels if level_periods else _all_base
@@ -124,6 +115,38 @@ def make_optimizer(
       optax.clip_by_global_norm(config.clip_norm),
       by_level,
       optax.scale_by_schedule(schedule),
+  )
+
+
+def _at_rate_one(config: OptimizerConfig) -> optax.GradientTransformation:
+  """The optimizer with weight decay, at a learning rate of 1.
+
+  Its updates are negated here and scaled by a positive rate outside, so that
+  the -0.0 of a level that holds still stays -0.0.
+  """
+  options = dict(config.options)
+  for name in ('b1', 'b2', 'eps'):  # AdamW's; None where there is another
+    if getattr(config, name) is not None:
+      options[name] = getattr(config, name)
+  try:
+    registry.check_options(config.name, options)
+    optimizer = registry.get(config.name)
+    for name in optimizer.rates():
+      if options.get(name) is not None:
+        # The rate outside multiplies this one too.
+        options[name] /= config.learning_rate
+    if 'stacked' in optimizer.options:
+      options.setdefault('stacked', leaves.STACKED)
+    if 'mask' in optimizer.parameters:
+      return optimizer.factory(
+          1.0, weight_decay=config.weight_decay, mask=decay_mask, **options
+      )
+    direction = optimizer.factory(1.0, **options)
+  except (TypeError, ValueError) as error:
+    raise ConfigError(f'OptimizerConfig: {error}') from error
+  return optax.chain(
+      direction,
+      optax.add_decayed_weights(-config.weight_decay, mask=decay_mask),
   )
 
 

@@ -96,23 +96,23 @@ def at_frequency(
     zero = jnp.zeros([], jnp.int32)
     return FrequencyState(zero, zero, accumulator, tx.init(params))
 
-  def update(grads, state, params=None, **extra):
+  def update(updates, state, params=None, **extra):
     steps = state.steps + 1
     if period == 1:
-      updates, inner = tx.update(grads, state.inner, params, **extra)
+      updates, inner = tx.update(updates, state.inner, params, **extra)
       return updates, FrequencyState(steps, state.updates + 1, (), inner)
 
     total = jax.tree.map(
-        lambda a, g: a + g.astype(jnp.float32), state.accumulator, grads
+        lambda a, g: a + g.astype(jnp.float32), state.accumulator, updates
     )
 
     def move(_):
       mean = jax.tree.map(
-          lambda a, g: (a / count).astype(g.dtype), total, grads
+          lambda a, g: (a / count).astype(g.dtype), total, updates
       )
-      updates, inner = tx.update(mean, state.inner, params, **extra)
+      moves, inner = tx.update(mean, state.inner, params, **extra)
       cleared = jax.tree.map(jnp.zeros_like, total)
-      return updates, FrequencyState(steps, state.updates + 1, cleared, inner)
+      return moves, FrequencyState(steps, state.updates + 1, cleared, inner)
 
     def hold(_):
       still = jax.tree.map(

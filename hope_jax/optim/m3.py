@@ -6,7 +6,7 @@ their weighted sum. M3 (Algorithm 1) is the case of two levels that are
 orthogonalised as in Muon and divided by Adam's second moment.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -153,23 +153,24 @@ def scale_by_multi_scale_momentum(
     )
     return MultiScaleState(jnp.zeros([], jnp.int32), levels)
 
-  def update(grads, state, params=None):
+  def update(updates, state, params=None):
     del params
     levels, reads = [], []
     for level, period, decay in zip(state.levels, periods, decays):
       if period == 1:
-        memory = _blend(level.gathering, grads, decay, accumulate)
+        memory = _blend(level.gathering, updates, decay, accumulate)
         levels.append(SlowLevel(memory, ()))
         reads.append(correct(decay)(memory, state.count + 1))
       else:
         level = _advance(
-            level, grads, state.count, period, decay, accumulate, correct(decay)
+            level, updates, state.count, period, decay, accumulate,
+            correct(decay),
         )
         levels.append(level)
         reads.append(level.read)
     updates = jax.tree.map(
         lambda g, *ms: sum(w * m for w, m in zip(weights, ms)).astype(g.dtype),
-        grads,
+        updates,
         *reads,
     )
     return updates, MultiScaleState(state.count + 1, tuple(levels))
@@ -288,16 +289,16 @@ def scale_by_m3(
         leaves.zeros(params),
     )
 
-  def update(grads, state, params=None):
+  def update(updates, state, params=None):
     del params
     count = state.count
-    fast = _blend(state.fast, grads, b1, accumulate)
+    fast = _blend(state.fast, updates, b1, accumulate)
     squares = jax.tree.map(
-        lambda g, v: jnp.square(g.astype(v.dtype)), grads, state.second
+        lambda g, v: jnp.square(g.astype(v.dtype)), updates, state.second
     )
     second = _blend(state.second, squares, b2, accumulate)
     slow = _advance(
-        state.slow, grads, count, period, b3, accumulate,
+        state.slow, updates, count, period, b3, accumulate,
         lambda memory, _: orthogonalize(memory),
     )
     debias = _debias(b2, count + 1) if accumulate == 'ema' else 1.0
@@ -314,7 +315,7 @@ def scale_by_m3(
       return d.astype(g.dtype)
 
     updates = jax.tree.map(
-        direction, grads, orthogonalize(fast), slow.read, second
+        direction, updates, orthogonalize(fast), slow.read, second
     )
     return updates, M3State(count + 1, fast, slow, second)
 
@@ -337,7 +338,8 @@ def m3(
     adam_learning_rate: optax.ScalarOrSchedule | None = None,
     adam_b1: float = 0.9,
     adam_b2: float = 0.999,
-    label_fn: Callable[[PyTree], PyTree] | None = None,
+    label_fn: leaves.LabelFn | None = None,
+    stacked: leaves.Stacked = None,
 ) -> optax.GradientTransformationExtraArgs:
   """M3 for matrices, AdamW for everything else; see `scale_by_m3`.
 
@@ -358,7 +360,9 @@ def m3(
     adam_b1: decay of their first moment.
     adam_b2: decay of their second moment.
     label_fn: parameters -> a tree of 'matrix' and 'other'. None goes by shape
-      and name, see `leaves.matrix_labels`.
+      and name, see `matrix_labels`.
+    stacked: names of the modules whose parameters are stacked over layers; see
+      `matrix_labels`.
 
   Returns:
     A transformation.
@@ -384,5 +388,5 @@ def m3(
   return leaves.beside_adamw(
       direction, learning_rate, weight_decay=weight_decay,
       adam_learning_rate=adam_learning_rate, label_fn=label_fn,
-      b1=adam_b1, b2=adam_b2,
+      stacked=stacked, b1=adam_b1, b2=adam_b2,
   )

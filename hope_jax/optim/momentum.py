@@ -60,13 +60,13 @@ def _start(params: PyTree) -> MomentumState:
 def _momentum(step, output=lambda m: m, init=_start):
   """m <- step(g, m), leaf by leaf in m's dtype; the direction is output(m)."""
 
-  def update(grads, state, params=None):
+  def update(updates, state, params=None):
     del params
     momentum = jax.tree.map(
-        lambda g, m: step(g.astype(m.dtype), m), grads, state.momentum
+        lambda g, m: step(g.astype(m.dtype), m), updates, state.momentum
     )
     updates = jax.tree.map(
-        lambda m, g: output(m).astype(g.dtype), momentum, grads
+        lambda m, g: output(m).astype(g.dtype), momentum, updates
     )
     return updates, MomentumState(momentum)
 

@@ -7,16 +7,18 @@ dimension numbers that take each matrix of a stack [..., in, out] by itself. Two
 things differ. Matrices that are sharded over explicit mesh axes are gathered
 for the iteration, where optax's raises an error; and momentum is float32
 whatever the parameters are, while an update keeps the gradient's dtype.
+
+AdaMuon divides Muon's direction by the root of its own second moment.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from hope_jax.optim import leaves, newton_schulz
+from hope_jax.optim.momentum import one_of
 from hope_jax.types import Array, PyTree
 
 
@@ -25,6 +27,13 @@ class MuonState(NamedTuple):
 
   count: Array  # int32 [], gradients seen
   momentum: PyTree  # m, like the parameters, float32 or wider
+
+
+class AdaMuonState(NamedTuple):
+  """State of `scale_by_adamuon`."""
+
+  muon: MuonState
+  second: PyTree  # v, like the parameters, float32 or wider
 
 
 def scale_by_muon(
@@ -72,7 +81,7 @@ def scale_by_muon(
     leaves.require_matrices(params, 'Muon')
     return MuonState(jnp.zeros([], jnp.int32), leaves.zeros(params))
 
-  def update(grads, state, params=None):
+  def update(updates, state, params=None):
     del params
     count = state.count + 1
     unbias = lambda n: 1 / (1 - jnp.asarray(beta, float) ** n)
@@ -94,8 +103,8 @@ def scale_by_muon(
         scale = max(height, width) ** 0.5 * consistent_rms
       return (scale * o).astype(g.dtype)
 
-    momentum = jax.tree.map(absorb, grads, state.momentum)
-    updates = jax.tree.map(direction, grads, momentum)
+    momentum = jax.tree.map(absorb, updates, state.momentum)
+    updates = jax.tree.map(direction, updates, momentum)
     return updates, MuonState(count, momentum)
 
   return optax.GradientTransformation(init, update)
@@ -113,7 +122,8 @@ def muon(
     adam_learning_rate: optax.ScalarOrSchedule | None = None,
     adam_b1: float = 0.9,
     adam_b2: float = 0.999,
-    label_fn: Callable[[PyTree], PyTree] | None = None,
+    label_fn: leaves.LabelFn | None = None,
+    stacked: leaves.Stacked = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Muon for matrices, AdamW for everything else; see `scale_by_muon`.
 
@@ -130,8 +140,10 @@ def muon(
     adam_b1: decay of their first moment.
     adam_b2: decay of their second moment.
     label_fn: parameters -> a tree of 'matrix' and 'other'. None goes by shape
-      and name, see `leaves.matrix_labels`; optax's goes by two axes alone, and
+      and name, see `matrix_labels`; optax's goes by two axes alone, and
       orthogonalises embeddings.
+    stacked: names of the modules whose parameters are stacked over layers; see
+      `matrix_labels`.
 
   Returns:
     A transformation.
@@ -157,5 +169,140 @@ def muon(
   return leaves.beside_adamw(
       direction, learning_rate, weight_decay=weight_decay,
       adam_learning_rate=adam_learning_rate, label_fn=label_fn,
-      b1=adam_b1, b2=adam_b2, eps=eps, nesterov=nesterov,
+      stacked=stacked, b1=adam_b1, b2=adam_b2, eps=eps, nesterov=nesterov,
+  )
+
+
+def scale_by_adamuon(
+    *,
+    beta: float = 0.95,
+    b2: float = 0.95,
+    ns_steps: int = 5,
+    eps: float = 1e-8,
+    nesterov: bool = True,
+    rms: float = 0.2,
+    rms_over: Literal['matrix', 'leaf'] = 'matrix',
+) -> optax.GradientTransformation:
+  """Muon's direction o over the root of its second moment (Si et al., 2025).
+
+      v <- b2 v + (1 - b2) o^2
+      d = o / (sqrt(v^) + eps)
+      update = rms d / rms(d)
+
+  v^ is bias-corrected. In the terms of Nested Learning: the memory of Eq. 52,
+  and behind it the diagonal preconditioner of Eq. 46-47.
+
+  Args:
+    beta: what momentum keeps of itself.
+    b2: decay of the second moment.
+    ns_steps: Newton-Schulz iterations.
+    eps: of the Frobenius norm, and of the root.
+    nesterov: whether the gradient is counted once more.
+    rms: root mean square of an update; 0.2 is AdamW's.
+    rms_over: of each matrix, or of a whole leaf, so that the matrices of a
+      stack [..., in, out] share a factor.
+
+  Returns:
+    A transformation with an `AdaMuonState`. A zero gradient gives a zero
+    update; NaN stays in its matrix.
+
+  Raises:
+    ValueError: an unknown `rms_over`, or at init a leaf that is no matrix.
+
+  References:
+    Si et al., `AdaMuon <https://arxiv.org/abs/2507.11005>`_, 2025; Nesterov and
+    the bias correction are ours.
+  """
+  one_of('rms_over', rms_over, ('matrix', 'leaf'))
+  axes = (-2, -1) if rms_over == 'matrix' else None
+  muon_direction = scale_by_muon(
+      beta=beta, ns_steps=ns_steps, eps=eps, nesterov=nesterov
+  )
+
+  def init(params):
+    return AdaMuonState(muon_direction.init(params), leaves.zeros(params))
+
+  def update(updates, state, params=None):
+    directions, inner = muon_direction.update(updates, state.muon, params)
+    second = jax.tree.map(
+        lambda o, v: b2 * v + (1 - b2) * jnp.square(o.astype(v.dtype)),
+        directions,
+        state.second,
+    )
+    unbias = 1 - jnp.asarray(b2, float) ** inner.count
+
+    def adapt(o, v):
+      d = o.astype(v.dtype) / (jnp.sqrt(v / unbias) + eps)
+      size = jnp.sqrt(jnp.mean(d * d, axis=axes, keepdims=True))
+      # 1e-30: where no gradient ever came there is no direction to lengthen.
+      return (rms * d / (size + 1e-30)).astype(o.dtype)
+
+    updates = jax.tree.map(adapt, directions, second)
+    return updates, AdaMuonState(inner, second)
+
+  return optax.GradientTransformation(init, update)
+
+
+def adamuon(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    beta: float = 0.95,
+    b2: float = 0.95,
+    ns_steps: int = 5,
+    eps: float = 1e-8,
+    nesterov: bool = True,
+    rms: float = 0.2,
+    rms_over: Literal['matrix', 'leaf'] = 'matrix',
+    weight_decay: float = 0.0,
+    adam_learning_rate: optax.ScalarOrSchedule | None = None,
+    adam_b1: float = 0.9,
+    adam_b2: float = 0.999,
+    label_fn: leaves.LabelFn | None = None,
+    stacked: leaves.Stacked = None,
+) -> optax.GradientTransformationExtraArgs:
+  """AdaMuon for matrices, AdamW for everything else; see `scale_by_adamuon`.
+
+  Args:
+    learning_rate: number or schedule.
+    beta: decay of the momentum.
+    b2: decay of the second moment.
+    ns_steps: Newton-Schulz iterations.
+    eps: of the Frobenius norm, of the root, and of Adam.
+    nesterov: of Muon; Adam is plain.
+    rms: root mean square of a matrix's update.
+    rms_over: 'matrix', or 'leaf'; see `scale_by_adamuon`.
+    weight_decay: decoupled, on matrices.
+    adam_learning_rate: of the other leaves; None: the same.
+    adam_b1: decay of their first moment.
+    adam_b2: decay of their second moment.
+    label_fn: parameters -> a tree of 'matrix' and 'other'. None goes by shape
+      and name, see `matrix_labels`.
+    stacked: names of the modules whose parameters are stacked over layers; see
+      `matrix_labels`.
+
+  Returns:
+    A transformation.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from hope_jax import optim
+    >>> tx = optim.adamuon(0.05)
+    >>> params = {'w': jnp.ones((4, 3)), 'bias': jnp.ones(3)}
+    >>> loss = lambda p: jnp.sum(p['w'] ** 2) + jnp.sum(p['bias'] ** 2)
+    >>> state = tx.init(params)
+    >>> update = jax.jit(tx.update)
+    >>> for _ in range(120):
+    ...   updates, state = update(jax.grad(loss)(params), state, params)
+    ...   params = optax.apply_updates(params, updates)
+    >>> bool(loss(params) < 0.1)
+    True
+  """
+  direction = scale_by_adamuon(
+      beta=beta, b2=b2, ns_steps=ns_steps, eps=eps, nesterov=nesterov, rms=rms,
+      rms_over=rms_over,
+  )
+  return leaves.beside_adamw(
+      direction, learning_rate, weight_decay=weight_decay,
+      adam_learning_rate=adam_learning_rate, label_fn=label_fn,
+      stacked=stacked, b1=adam_b1, b2=adam_b2, eps=eps,
   )

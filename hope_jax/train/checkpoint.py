@@ -55,6 +55,11 @@ def _flat(values: Any, path: str = '') -> Iterator[tuple[str, Any]]:
       yield where, value
 
 
+def _show(values: dict[str, Any], field: str) -> str:
+  """A value for people, also of a field that only another run has."""
+  return repr(values[field]) if field in values else 'not given'
+
+
 def is_disk_full(error: BaseException | None) -> bool:
   """Returns whether an error, or one that led to it, is a full disk."""
   while error is not None:
@@ -101,9 +106,9 @@ def require_same(
   there = dict(_flat(config_lib.to_dict(load_config(config.workdir))))
   here = dict(_flat(config_lib.to_dict(config)))
   differing = [
-      f'{field} is {there[field]!r} there and {here[field]!r} here'
-      for field in here
-      if here[field] != there[field] and not may_change(field)
+      f'{field} is {_show(there, field)} there and {_show(here, field)} here'
+      for field in here | there
+      if _show(here, field) != _show(there, field) and not may_change(field)
   ]
   if differing:
     raise ConfigError(

@@ -19,26 +19,24 @@ import tqdm
 
 from hope_jax import sharding
 from hope_jax.config import Config, ConfigError
-from hope_jax.config.architectures import ARCHITECTURES
-from hope_jax.optim import factory, frequency
+from hope_jax.optim import frequency
 from hope_jax.train import checkpoint as checkpoint_lib
-from hope_jax.train import losses
+from hope_jax.train import losses, setup
 from hope_jax.train import metrics as metrics_lib
 from hope_jax.train import state as state_lib
-from hope_jax.train import step as step_lib
 
 
 class Batches(Protocol):
-  """An endless iterator of batches that knows its place."""
+  """An endless iterator of batches that knows its position in the data."""
 
   def __next__(self) -> dict[str, Any]:
     """Returns the next batch: this process's rows of arrays [B, ...]."""
 
   def get_state(self) -> Any:
-    """Returns the place in the data; JSON must hold it."""
+    """Returns the position in the data; JSON must hold it."""
 
   def set_state(self, state: Any) -> None:
-    """Goes to a place that `get_state` gave."""
+    """Goes to a position that `get_state` gave."""
 
 
 class Result(NamedTuple):
@@ -51,13 +49,6 @@ class Result(NamedTuple):
   # train.max_seconds. Or the name of the signal that stopped it: 'SIGINT',
   # 'SIGTERM'.
   stopped: str
-
-
-def level_periods(config: Config) -> tuple[int, ...]:
-  """Returns the outer update periods of the model's levels; () for none."""
-  has_levels = ARCHITECTURES[config.model.architecture].levels
-  continuum = config.model.continuum
-  return continuum.periods if has_levels and continuum.regime == 'outer' else ()
 
 
 class _Signals:
@@ -127,87 +118,47 @@ def train(
     FloatingPointError: the loss is not finite.
   """
   clock = time.monotonic()
+  every = config.train
   with contextlib.ExitStack() as stack:
-    mesh = sharding.make_mesh(config.mesh)
-    stack.enter_context(jax.set_mesh(mesh))
-    optimizer = factory.make_optimizer(
-        config.optimizer, config.train.steps, level_periods(config)
-    )
-    run = _Run(config, checkpoint_step)
-    stack.callback(run.close)
-    state = state_lib.create(
-        model, optimizer, config.data.sequence_length, config.train.seed, mesh
-    )
-    state = run.begin(state, batches)
-    train_step = jax.jit(
-        step_lib.make_train_step(
-            loss_fn or losses.make_loss_fn(model),
-            optimizer,
-            config.optimizer.accumulate,
-            factory.make_schedule(config.optimizer, config.train.steps),
-        ),
-        # The new state takes the old one's memory, and its place.
-        donate_argnums=0,
-        out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
-    )
+    run = setup.make(config, model, loss_fn)
+    stack.enter_context(jax.set_mesh(run.mesh))
+    files = _Files(config)
+    stack.callback(files.close)
+    state = files.begin(run, batches, checkpoint_step)
     signals = stack.enter_context(_Signals())
-    bar = stack.enter_context(
-        tqdm.tqdm(
-            total=config.train.steps,
-            initial=int(state.step),
-            unit='step',
-            dynamic_ncols=True,
-            disable=not progress or jax.process_index() != 0,
-        )
-    )
-    stopped = 'done'
-    speed = _Speed()
-    pending = None
-    for step in range(int(state.step) + 1, config.train.steps + 1):
+    report = _Report(files, config, int(state.step), progress)
+    stack.callback(report.bar.close)
+    stopped, pending = 'done', None
+    for step in range(int(state.step) + 1, every.steps + 1):
       batch = sharding.put_batch(_next(batches, step))
-      state, metrics = train_step(state, batch)
+      state, metrics = run.step(state, batch)
       # Wait for the step before this one: the device always has one step ahead
       # of it, and neither the bar nor Ctrl-C runs far ahead of the device.
       jax.block_until_ready(pending)
       pending = metrics
-      bar.update()
+      report.advance(metrics)
 
-      last = step == config.train.steps
-      speed.add(metrics['tokens'])
-      if step % config.train.log_every == 0 or last:
-        record = {k: float(v) for k, v in jax.device_get(metrics).items()}
-        _require_finite(record, step)
-        record['tokens_per_second'] = speed.read()
-        counts = frequency.update_counts(state.opt_state)
-        record.update({f'updates/{k}': int(v) for k, v in counts.items()})
-        run.write(step, 'train', record)
-        bar.set_postfix_str(
-            f'loss {record["loss"]:.3f},'
-            f' {record["tokens_per_second"]:,.0f} tokens/s'
-        )
-      if evaluate and (step % config.train.eval_every == 0 or last):
-        record = evaluate(state.params)
-        run.write(step, 'heldout', record)
-        shown = ', '.join(f'{k} {v:.4g}' for k, v in record.items())
-        bar.write(f'step {step}: held out: {shown}', file=sys.stderr)
-        speed.restart()
-        if until and not last and until(record):
+      last = step == every.steps
+      if step % every.log_every == 0 or last:
+        report.log(step, metrics, state.opt_state)
+      if evaluate and (step % every.eval_every == 0 or last):
+        scores = evaluate(state.params)
+        report.heldout(step, scores)
+        if until and not last and until(scores):
           stopped = 'until'
 
-      limit = config.train.max_seconds
-      late = limit and time.monotonic() - clock >= limit
+      late = every.max_seconds and time.monotonic() - clock >= every.max_seconds
       if signals.name:
         stopped = signals.name
       elif late and not last and stopped == 'done':
         stopped = 'time'
-      due = step % config.train.checkpoint_every == 0
-      if due or last or stopped != 'done':
+      if step % every.checkpoint_every == 0 or last or stopped != 'done':
         _require_finite(metrics, step)
-        run.save(state, batches)
-        speed.restart()
+        files.save(state, batches)
+        report.restart_clock()
       if stopped != 'done':
         break
-    return Result(state, run.history, stopped)
+    return Result(state, files.history, stopped)
 
 
 def _next(batches: Iterator, step: int) -> dict[str, Any]:
@@ -227,33 +178,58 @@ def _require_finite(metrics: dict[str, Any], step: int) -> None:
     )
 
 
-class _Speed:
-  """Tokens a second since the last reading."""
+class _Report:
+  """What is told of the steps: the bar, the records, tokens a second."""
 
-  def __init__(self):
-    self.restart()
+  def __init__(self, files: '_Files', config: Config, step: int, show: bool):
+    self._files = files
+    self.bar = tqdm.tqdm(
+        total=config.train.steps,
+        initial=step,
+        unit='step',
+        dynamic_ncols=True,
+        disable=not show or jax.process_index() != 0,
+    )
+    self.restart_clock()
 
-  def restart(self) -> None:
-    """Starts anew, so that evaluating and saving do not count."""
+  def restart_clock(self) -> None:
+    """Counts tokens anew, so that evaluating and saving take no time."""
     self._since, self._tokens = time.monotonic(), []
 
-  def add(self, tokens: jax.Array) -> None:
-    self._tokens.append(tokens)
+  def advance(self, metrics: dict[str, Any]) -> None:
+    """Counts a step."""
+    self.bar.update()
+    self._tokens.append(metrics['tokens'])
 
-  def read(self) -> float:
+  def log(self, step: int, metrics: dict[str, Any], opt_state: Any) -> None:
+    """Writes down the metrics of a step, and refuses what is not finite."""
+    record = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    _require_finite(record, step)
     total = sum(float(count) for count in self._tokens)
-    speed = total / (time.monotonic() - self._since)
-    self.restart()
-    return speed
+    record['tokens_per_second'] = total / (time.monotonic() - self._since)
+    self.restart_clock()
+    counts = frequency.update_counts(opt_state)
+    record.update({f'updates/{k}': int(v) for k, v in counts.items()})
+    self._files.write(step, 'train', record)
+    self.bar.set_postfix_str(
+        f'loss {record["loss"]:.3f},'
+        f' {record["tokens_per_second"]:,.0f} tokens/s'
+    )
+
+  def heldout(self, step: int, scores: dict[str, float]) -> None:
+    """Writes down held-out metrics."""
+    self._files.write(step, 'heldout', scores)
+    shown = ', '.join(f'{k} {v:.4g}' for k, v in scores.items())
+    self.bar.write(f'step {step}: held out: {shown}', file=sys.stderr)
+    self.restart_clock()
 
 
-class _Run:
+class _Files:
   """What a run keeps on the disk, and its history; no disk without workdir."""
 
-  def __init__(self, config: Config, checkpoint_step: int | None):
+  def __init__(self, config: Config):
     self.history = []
-    self._config = config
-    self._from = checkpoint_step
+    self._workdir = config.workdir
     self._writer = None
     self._checkpoints = None
     # Process 0 writes metrics; all of them write their share of a checkpoint.
@@ -264,22 +240,30 @@ class _Run:
       self._checkpoints = checkpoint_lib.Checkpoints(config)
 
   def begin(
-      self, state: state_lib.TrainState, batches: Batches
+      self, run: setup.Setup, batches: Batches, step: int | None
   ) -> state_lib.TrainState:
-    """Returns the state to start from, and puts the data in its place."""
+    """Returns the state to start from, and puts the data in its place.
+
+    Args:
+      run: makes the state of a run that has no checkpoint.
+      batches: the data.
+      step: of the checkpoint to go on from; None: the latest, if any.
+    """
     if not self._checkpoints:
-      return state
-    if self._from is not None or self._checkpoints.steps():
-      state, place = self._checkpoints.restore(state, self._from)
-      batches.set_state(place)
-      if self._from is not None:
-        self._checkpoints.set_aside_after(self._from)
-    step = int(state.step)
-    kept = metrics_lib.read(self._config.workdir)
-    self.history = [record for record in kept if record['step'] <= step]
+      return run.create()
+    if step is None and not self._checkpoints.steps():
+      state = run.create()
+    else:
+      state, position = self._checkpoints.restore(run.shapes, step)
+      batches.set_state(position)
+      if step is not None:
+        self._checkpoints.set_aside_after(step)
+    made = int(state.step)
+    kept = metrics_lib.read(self._workdir)
+    self.history = [record for record in kept if record['step'] <= made]
     if self._writes:
       with self._disk():
-        self._writer = metrics_lib.MetricWriter(self._config.workdir, step)
+        self._writer = metrics_lib.MetricWriter(self._workdir, made)
     return state
 
   def write(self, step: int, split: str, values: dict[str, float]) -> None:
@@ -318,6 +302,6 @@ class _Run:
       why = 'no space left on the disk' if full else str(error)
       steps = ', '.join(map(str, self._checkpoints.steps())) or 'none'
       raise ConfigError(
-          f'metrics could not be written to {self._config.workdir!r}: {why};'
+          f'metrics could not be written to {self._workdir!r}: {why};'
           f' checkpoints kept: {steps}'
       ) from error

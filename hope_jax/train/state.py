@@ -47,6 +47,40 @@ def _init_params(model, sequence_length: int, key: Array) -> PyTree:
   return model.init(key, tokens)['params']
 
 
+def state_shapes(
+    params: PyTree,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+) -> TrainState:
+  """Returns shape, dtype and place of each array of a run, without making any.
+
+  Args:
+    params: those of the parameters, from `param_shapes`.
+    optimizer: the outer optimizer.
+    mesh: the devices.
+
+  Returns:
+    A state of jax.ShapeDtypeStruct with shardings.
+  """
+  opt_state = jax.eval_shape(optimizer.init, params)
+  whole = sharding.replicated(mesh)
+  return jax.tree.map(
+      lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+      TrainState(
+          jax.ShapeDtypeStruct((), jnp.int32),
+          params,
+          opt_state,
+          jax.eval_shape(jax.random.key, 0),
+      ),
+      TrainState(
+          whole,
+          jax.tree.map(lambda p: p.sharding, params),
+          sharding.optimizer_shardings(mesh, opt_state, params),
+          whole,
+      ),
+  )
+
+
 def create(
     model,
     optimizer: optax.GradientTransformation,
@@ -70,11 +104,10 @@ def create(
   params = sharding.initialise(
       mesh, lambda: _init_params(model, sequence_length, init_key)
   )
-  placed = jax.tree.map(lambda p: p.sharding, params)
-  opt_shardings = sharding.optimizer_shardings(
-      mesh, jax.eval_shape(optimizer.init, params), params, placed
+  shardings = sharding.optimizer_shardings(
+      mesh, jax.eval_shape(optimizer.init, params), params
   )
-  opt_state = jax.jit(optimizer.init, out_shardings=opt_shardings)(params)
+  opt_state = jax.jit(optimizer.init, out_shardings=shardings)(params)
   whole = sharding.replicated(mesh)
   step = jax.device_put(jnp.zeros([], jnp.int32), whole)
   return TrainState(step, params, opt_state, jax.device_put(step_key, whole))

@@ -1,6 +1,7 @@
 """What optax asks of each of its contributed optimizers, asked of ours."""
 
 import functools
+import inspect
 
 import jax
 from jax.experimental import mesh_utils
@@ -25,6 +26,7 @@ RATES = {
     'multi_scale_momentum': 1e-3,
     'm3': 1e-2,
     'muon': 1e-2,
+    'adamuon': 1e-2,
     'dgd': 1e-2,
 }
 every = pytest.mark.parametrize('name', RATES)
@@ -76,6 +78,33 @@ def test_converges(name, target):
       lambda a, b: np.testing.assert_allclose(a, b, rtol=3e-2, atol=3e-2),
       params, best,
   )
+
+
+# All that `optim` has, the directions and the levels too.
+TRANSFORMATIONS = {
+    **{name: make(name) for name in RATES},
+    **{
+        name: getattr(optim, name)()
+        for name in optim.__all__
+        if name.startswith('scale_by_')
+    },
+    'at_frequency': optim.at_frequency(optax.sgd(0.1), 2),
+    'nested': optim.nested({'all': (optax.sgd(0.1), 2)}, lambda _: 'all'),
+}
+
+
+@pytest.mark.parametrize('name', TRANSFORMATIONS)
+def test_update_has_optax_s_names(name):
+  """If it fails, `tx.update(updates=g, state=s)` works with optax's alone."""
+  tx = TRANSFORMATIONS[name]
+  state = tx.init(MATRIX)
+  step = jax.jit(tx.update)
+  by_name, _ = step(updates=MATRIX, state=state, params=MATRIX)
+  in_order, _ = step(MATRIX, state, MATRIX)
+  np.testing.assert_array_equal(by_name, in_order)
+  takes = inspect.signature(tx.update).parameters
+  assert list(takes)[:3] == ['updates', 'state', 'params']
+  assert takes['params'].default is None
 
 
 @every

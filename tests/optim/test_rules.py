@@ -59,6 +59,7 @@ def test_delta_momentum(gram, normalize, shape):
         optim.scale_by_deep_momentum(hidden=(5, 3)),
         optim.scale_by_deep_momentum(objective='l2'),
         optim.scale_by_m3(period=3),
+        optim.scale_by_adamuon(),
         optim.scale_by_nonlinear_momentum(output='newton_schulz'),
     ],
 )
@@ -223,6 +224,16 @@ def test_muon(shape, nesterov):
   )
 
 
+@pytest.mark.parametrize('rms_over', ['matrix', 'leaf'])
+@pytest.mark.parametrize('shape', [(4, 3), (2, 3, 5)])
+def test_adamuon(shape, rms_over):
+  grads = grads_of(shape)
+  assert_rule(
+      optim.scale_by_adamuon(rms_over=rms_over), grads,
+      oracle.adamuon(grads, rms_over=rms_over), tol=1e-6,
+  )
+
+
 @pytest.mark.parametrize('consistent_rms', [None, 0.2])
 def test_muon_is_optax_s_where_that_reaches(consistent_rms):
   """If it fails, the name promises what it does not keep."""
@@ -344,7 +355,7 @@ def test_zero_and_nan_stay_where_they_are():
       optim.m3(0.1), optim.delta_momentum(0.1), optim.multi_scale_momentum(0.1),
       optim.preconditioned_momentum(0.1), optim.feature_momentum(0.1),
       optim.nonlinear_momentum(0.1), optim.dgd(0.1), optim.deep_momentum(0.1),
-      optim.muon(0.1),
+      optim.muon(0.1), optim.adamuon(0.1),
   ):
     state, step = tx.init(params), jax.jit(tx.update)
     for _ in range(2):
@@ -372,6 +383,7 @@ def test_bad_options_say_what_would_do():
       (lambda: optim.scale_by_deep_momentum(hidden=(0,)), r'\(0,\)'),
       (lambda: optim.scale_by_feature_momentum(feature='x'), 'signed_sqrt'),
       (lambda: optim.scale_by_nonlinear_momentum(output='x'), 'newton_schulz'),
+      (lambda: optim.scale_by_adamuon(rms_over='row'), 'matrix, leaf'),
       (lambda: optim.scale_by_m3(accumulate='mean'), "'ema' or 'sum'"),
       (lambda: optim.scale_by_m3(period=0), 'positive'),
       (lambda: optim.scale_by_m3(period=-3), '-3'),
@@ -397,6 +409,7 @@ def test_bad_options_say_what_would_do():
     [
         lambda label_fn: optim.m3(0.1, label_fn=label_fn),
         lambda label_fn: optim.muon(0.1, label_fn=label_fn),
+        lambda label_fn: optim.adamuon(0.1, label_fn=label_fn),
         lambda label_fn: optim.dgd(0.1, label_fn=label_fn),
         lambda label_fn: optim.nested(
             {'matrix': (optax.sgd(0.1), 1), 'other': (optax.sgd(0.1), 2)},
@@ -417,6 +430,7 @@ def test_an_unknown_label_is_named_with_its_leaf(make):
     [
         optim.scale_by_m3(),
         optim.scale_by_muon(),
+        optim.scale_by_adamuon(),
         optim.scale_by_nonlinear_momentum(output='newton_schulz'),
         optim.scale_by_delta_momentum(gram='matrix'),
     ],
@@ -446,6 +460,75 @@ def test_matrix_labels():
           'up': {'kernel': 'matrix', 'bias': 'other'},
       },
   }
+
+
+# A module that is called `layers`, and is no stack of any.
+PLAIN = {
+    'layers': {'attention': {'kernel': jnp.ones((4, 3)), 'bias': jnp.ones(3)}},
+    'head': jnp.ones((3, 5)),
+}
+
+
+def labels_of_plain(kernel):
+  return {
+      'layers': {'attention': {'kernel': kernel, 'bias': 'other'}},
+      'head': 'other',
+  }
+
+
+@pytest.mark.parametrize(
+    'make', [optim.m3, optim.muon, optim.adamuon, optim.dgd]
+)
+def test_a_matrix_below_layers_is_not_lost_without_a_word(make):
+  """If it fails, every matrix of a model whose blocks are in a module called
+  `layers` is silently trained by Adam."""
+  words = "'layers/attention/kernel' .*stacked=.*label_fn"
+  with pytest.warns(UserWarning, match=words):
+    make(0.1).init(PLAIN)
+
+
+@pytest.mark.parametrize(
+    ('stacked', 'kernel'),
+    [
+        ((), 'matrix'),
+        ('blocks', 'matrix'),
+        ('layers', 'other'),
+        (('blocks', 'layers'), 'other'),
+        (lambda names: names[0] == 'layers', 'other'),
+        (lambda names: False, 'matrix'),
+    ],
+)
+def test_what_is_stacked_can_be_told(stacked, kernel, recwarn):
+  """If it fails, the way out that the warning names leads nowhere."""
+  assert optim.matrix_labels(PLAIN, stacked=stacked) == labels_of_plain(kernel)
+  assert not recwarn.list
+  state = optim.m3(0.1, stacked=stacked).init(PLAIN)
+  moments = state.inner_states['matrix'].inner_state[0].fast
+  assert len(jax.tree.leaves(moments)) == (kernel == 'matrix')
+
+
+def test_a_stack_does_not_warn(recwarn):
+  """If it fails, models that are as they should be are warned of.
+
+  Gains and offsets of a stack are [layers, width], and have their names.
+  """
+  optim.matrix_labels({
+      'layers': {
+          'norm': {'scale': jnp.ones((2, 4))},
+          'up': {'kernel': jnp.ones((2, 4, 8)), 'bias': jnp.ones((2, 8))},
+      }
+  })
+  assert not recwarn.list
+
+
+def test_describe():
+  """If it fails, what an optimizer takes a leaf for has to be guessed."""
+  rows = optim.describe(PLAIN, stacked=()).splitlines()
+  assert [row.split()[::len(row.split()) - 1] for row in rows] == [
+      ['head', 'other'],
+      ['layers/attention/bias', 'other'],
+      ['layers/attention/kernel', 'matrix'],
+  ]
 
 
 def test_matrix_labels_of_nnx_and_of_lists():

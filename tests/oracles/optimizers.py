@@ -146,6 +146,16 @@ def muon(grads, beta=0.95, steps=5, eps=1e-8, nesterov=True):
   return out
 
 
+def adamuon(grads, b2=0.95, eps=1e-8, rms=0.2, rms_over='matrix'):
+  v, out = 0.0, []
+  for t, o in enumerate(muon(grads), 1):
+    v = b2 * v + (1 - b2) * o * o
+    d = o / (np.sqrt(v / (1 - b2**t)) + eps)
+    axes = (-2, -1) if rms_over == 'matrix' else None
+    out.append(rms * d / np.sqrt(np.mean(d * d, axis=axes, keepdims=True)))
+  return out
+
+
 def m3(
     grads, b1=0.9, b2=0.999, b3=0.9, slow_weight=0.5, period=10, steps=5,
     eps=1e-8, accumulate='ema', rms=0.2,

@@ -1,6 +1,5 @@
 """The loop: stopping at any moment and going on changes nothing."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -25,7 +24,7 @@ class Interrupting(standin.Batches):
     self._at, self._what = at, what
 
   def __next__(self):
-    if self._place == self._at - 1:
+    if self._position == self._at - 1:
       if isinstance(self._what, Exception):
         raise self._what
       os.kill(os.getpid(), self._what)
@@ -170,7 +169,7 @@ def test_loss_that_is_not_finite(tmp_path):
 
     def __next__(self):
       batch = super().__next__()
-      if self._place == 4:
+      if self._position == 4:
         batch['mask'][:] = np.nan
       return batch
 
@@ -185,23 +184,6 @@ def test_data_that_ends():
   batches = Interrupting(3, StopIteration())
   with pytest.raises(ConfigError, match='ended before step 3'):
     train(standin.make_config(), batches)
-
-
-def test_levels_with_a_period():
-  """If it fails, periods are given to models without levels of that kind.
-
-  A Transformer has none, and periods of in-context levels are in tokens.
-  """
-  config = standin.make_config()
-  assert loop.level_periods(config) == (1, 3)
-  for change in (
-      {'architecture': 'transformer'},
-      {'continuum': dataclasses.replace(
-          config.model.continuum, regime='in_context', periods=(2, 6),
-          learning_rates=(0.1, 0.1))},
-  ):
-    model = dataclasses.replace(config.model, **change)
-    assert loop.level_periods(dataclasses.replace(config, model=model)) == ()
 
 
 def test_training_may_end_when_a_goal_is_met(uninterrupted):

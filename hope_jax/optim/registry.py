@@ -1,0 +1,189 @@
+"""The optimizers that a run or a study can name; an entry makes a new one.
+
+    registry.register('mine', registry.Optimizer(my_optimizer, rate=1e-3))
+
+and `--config.optimizer.name=mine` trains with it: `factory.make_optimizer`
+builds it at a learning rate of 1, and puts clipping, the schedule, weight decay
+and the levels' periods around it. Its options are the arguments of its factory
+that have a default: `--config.optimizer.options.NAME=VALUE`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import difflib
+import functools
+import inspect
+import types
+import typing
+from typing import Any, Literal, NamedTuple
+
+import optax
+
+from hope_jax.optim.deep_momentum import deep_momentum
+from hope_jax.optim.dgd import delta_dot_general, dgd
+from hope_jax.optim.m3 import m3, multi_scale_momentum
+from hope_jax.optim.momentum import (
+    delta_momentum,
+    feature_momentum,
+    nonlinear_momentum,
+    preconditioned_momentum,
+)
+from hope_jax.optim.muon import adamuon, muon
+
+
+class Optimizer(NamedTuple):
+  """An optimizer that can be named."""
+
+  # (learning_rate, *, option=default, ...) -> optax.GradientTransformation
+  factory: Callable[..., optax.GradientTransformation]
+  # A usual learning rate, where a search for a better one starts.
+  rate: float
+  # That of the leaves that are no matrices, where it is another one.
+  other_rate: float | None = None
+  # () -> the `dot_general` of the model's layers while its loss is
+  # differentiated, for an optimizer that gradients alone do not tell enough.
+  dot_general: Callable[[], Callable] | None = None
+
+  @property
+  def parameters(self) -> Mapping[str, inspect.Parameter]:
+    """All arguments of the factory, by name."""
+    return inspect.signature(self.factory, eval_str=True).parameters
+
+  @property
+  def options(self) -> dict[str, inspect.Parameter]:
+    """The arguments that are this optimizer's own, by name."""
+    # A schedule and a decay are around an optimizer, and the same for all.
+    common = ('learning_rate', 'weight_decay', 'mask')
+    return {k: p for k, p in self.parameters.items() if k not in common}
+
+  def rates(self) -> list[str]:
+    """The options that are learning rates, beside the main one."""
+    return [
+        name
+        for name, parameter in self.options.items()
+        if optax.Schedule in typing.get_args(parameter.annotation)
+    ]
+
+
+# Where updates have a size of their own, rates go by it: AdamW's 0.2 in root
+# mean square, Lion's 1 (a tenth of AdamW's rate, arXiv 2302.06675), ten times
+# AdamW's where a momentum sums what AdamW averages. Else they are SGD's.
+OPTIMIZERS: dict[str, Optimizer] = {
+    'adamw': Optimizer(optax.adamw, rate=3e-3),
+    'adam': Optimizer(optax.adam, rate=3e-3),
+    'lion': Optimizer(optax.lion, rate=3e-4),
+    'sgd': Optimizer(optax.sgd, rate=3e-2),
+    'momentum': Optimizer(
+        functools.partial(optax.sgd, momentum=0.9), rate=3e-2
+    ),
+    'muon': Optimizer(muon, rate=3e-3),
+    'adamuon': Optimizer(adamuon, rate=3e-3),
+    'm3': Optimizer(m3, rate=3e-3),
+    'dgd': Optimizer(
+        dgd, rate=3e-2, other_rate=3e-3, dot_general=delta_dot_general
+    ),
+    'deep_momentum': Optimizer(deep_momentum, rate=1e-1),
+    'delta_momentum': Optimizer(delta_momentum, rate=3e-2),
+    'feature_momentum': Optimizer(feature_momentum, rate=3e-2),
+    'multi_scale_momentum': Optimizer(multi_scale_momentum, rate=3e-2),
+    'nonlinear_momentum': Optimizer(nonlinear_momentum, rate=3e-2),
+    'preconditioned_momentum': Optimizer(preconditioned_momentum, rate=3e-4),
+}
+
+
+def register(name: str, optimizer: Optimizer) -> None:
+  """Adds an optimizer, which `optimizer.name` may then say.
+
+  Raises:
+    ValueError: the name is taken.
+  """
+  if name in OPTIMIZERS:
+    raise ValueError(f'optimizer {name!r} is there already')
+  OPTIMIZERS[name] = optimizer
+
+
+def get(name: str) -> Optimizer:
+  """Returns the optimizer of a name.
+
+  Raises:
+    ValueError: there is none; with the nearest name.
+  """
+  if name not in OPTIMIZERS:
+    raise ValueError(
+        f'unknown optimizer {name!r}; {_nearest(name, OPTIMIZERS)}'
+    )
+  return OPTIMIZERS[name]
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+  """Refuses options that an optimizer does not have, or of another type.
+
+  Args:
+    name: of the optimizer.
+    options: name -> value, plain values as a configuration has them.
+
+  Raises:
+    ValueError: in one line; with the nearest name, or what would be right.
+  """
+  known = get(name).options
+  for option, value in options.items():
+    if option not in known:
+      raise ValueError(
+          f'{name} has no option {option!r}; {_nearest(option, known)}'
+      )
+    kinds = _plain_kinds(known[option].annotation)
+    if not any(_is_a(value, kind) for kind in kinds):
+      wanted = ' or '.join(map(_say, kinds)) or 'left to Python code'
+      raise ValueError(
+          f'option {option!r} of {name} must be {wanted}; got {value!r}'
+      )
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+  near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+  return f'did you mean {near[0]!r}?' if near else f'known: {", ".join(names)}'
+
+
+_WORDS = {
+    Any: 'anything',
+    bool: 'true or false',
+    float: 'a number',
+    int: 'a whole number',
+    str: 'a word',
+    type(None): 'none',
+}
+
+
+def _plain_kinds(annotation: Any) -> list[Any]:
+  """The types that an annotation allows and a configuration can hold."""
+  if annotation is inspect.Parameter.empty:
+    return [Any]
+  union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+  kinds = typing.get_args(annotation) if union else (annotation,)
+  if complex in kinds:  # an `ArrayLike`: of plain values, a number
+    kinds = [kind for kind in kinds if kind in (float, type(None))]
+  return [
+      kind
+      for kind in kinds
+      if kind in _WORDS or typing.get_origin(kind) in (Literal, Sequence)
+  ]
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+  arguments = typing.get_args(kind)
+  if typing.get_origin(kind) is Literal:
+    return value in arguments
+  if arguments:
+    return isinstance(value, (tuple, list)) and all(
+        _is_a(item, arguments[0]) for item in value
+    )
+  if kind in (int, float):
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return whole or (kind is float and isinstance(value, float))
+  return kind is Any or isinstance(value, kind)
+
+
+def _say(kind: Any) -> str:
+  arguments = typing.get_args(kind)
+  if typing.get_origin(kind) is Literal:
+    return ' or '.join(map(repr, arguments))
+  return f'a tuple, each {_say(arguments[0])}' if arguments else _WORDS[kind]
