@@ -39,14 +39,15 @@ from absl import flags, logging
 import jax
 
 from hope_jax import config as config_lib
-from hope_jax import quickstart, sharding
+from hope_jax import sharding
 from hope_jax.config import Config, ConfigError
 from hope_jax.config import experiment as experiment_lib
 from hope_jax.data import pipeline
 from hope_jax.data import tokenizer as tokenizer_lib
-from hope_jax.evals import language
+from hope_jax.evals import text
 from hope_jax.infer import session as session_lib
 from hope_jax.models.factory import language_model
+from hope_jax.studies import quickstart
 from hope_jax.train import checkpoint as checkpoint_lib
 from hope_jax.train import loop
 from hope_jax.train import state as state_lib
@@ -150,7 +151,7 @@ def _train(config: Config, checkpoint_step: int | None) -> str:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    return language.evaluate(model, params, heldout)
+    return text.evaluate(model, params, heldout)
 
   result = loop.train(
       model,
@@ -183,7 +184,7 @@ def _evaluate(config: Config, checkpoint_step: int | None) -> None:
   model, params, mesh = _restore(config, checkpoint_step)
   batches = pipeline.heldout_batches(config.data, config.train.eval_batches)
   with jax.set_mesh(mesh):
-    print(json.dumps(language.evaluate(model, params, batches)))
+    print(json.dumps(text.evaluate(model, params, batches)))
 
 
 def _generate(config: Config, values: flags.FlagValues) -> None:

@@ -15,19 +15,20 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # A layer imports from itself and from layers further down.
 LAYERS = (
-    {'main', 'quickstart', 'plan'},
+    {'main', 'plan'},
+    {'studies'},
     {'evals', 'infer', 'train', 'convert'},
     {'models', 'optim', 'data', 'tasks', 'sharding', 'distributed'},
     {'nested'},
     {'kernels'},
-    {'types'},
+    {'types', 'report'},
 )
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
 
 # The configuration stands beside the layers: these read it, kernels and nested
 # take plain arguments.
 READS_CONFIG = (
-    'main.py', 'quickstart.py', 'plan.py', 'evals/',
+    'main.py', 'plan.py', 'studies/', 'evals/',
     'infer/', 'train/', 'convert/', 'models/', 'optim/factory.py', 'data/',
     'sharding.py', 'config/',
 )
@@ -37,6 +38,8 @@ ONLY_IN = {
     'flax': 'models/',
     'grain': 'data/',
     'orbax': 'train/checkpoint.py',
+    'matplotlib': 'report/',
+    'jinja2': 'report/',
 }
 # Libraries that must not come in at all: deprecated, or heavy for what they do.
 BANNED = {'chex', 'clu', 'tensorflow', 'torch'}
@@ -190,6 +193,12 @@ def test_no_cycles():
          'orbax is imported in train/checkpoint.py alone'),
         ('hope_jax/evals/a.py', 'from grain import python',
          'grain is imported in data/ alone'),
+        ('hope_jax/evals/a.py', 'from hope_jax.studies import runner',
+         'studies stands above evals'),
+        ('hope_jax/report/a.py', 'from hope_jax.evals import text',
+         'evals stands above report'),
+        ('hope_jax/studies/a.py', 'import matplotlib',
+         'matplotlib is imported in report/ alone'),
         ('hope_jax/optim/a.py', 'import ml_collections',
          'optim imports jax, numpy, optax only'),
         ('hope_jax/data/a.py', 'import tensorflow as tf',

@@ -11,8 +11,8 @@ import time
 import pytest
 
 from hope_jax import main as main_lib
+from hope_jax.config import StudyConfig
 from hope_jax.config import experiment as experiment_lib
-from hope_jax.evals import sweep
 from tests import standin
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -222,7 +222,7 @@ def test_overrides():
 def test_a_list_of_numbers(text, seeds):
   """If it fails, a list of one number must be written in Python."""
   values = {}
-  experiment_lib.override(values, [('seeds', text)], sweep.SweepConfig)
+  experiment_lib.override(values, [('seeds', text)], StudyConfig)
   assert values == {'seeds': seeds}
 
 
@@ -233,7 +233,7 @@ def test_a_list_of_numbers(text, seeds):
 def test_a_list_of_words(text, columns):
   """If it fails, words that look like numbers are refused."""
   values = {}
-  experiment_lib.override(values, [('columns_run', text)], sweep.SweepConfig)
+  experiment_lib.override(values, [('columns_run', text)], StudyConfig)
   assert values == {'columns_run': columns}
 
 
