@@ -14,14 +14,21 @@ import matplotlib
 from matplotlib import colors
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import (
+  EngFormatter,
+  LogLocator,
+  MaxNLocator,
+  NullLocator,
+  StrMethodFormatter,
+)
 
 COLOURS = (
     '#1f8fc0', '#d9730d', '#8a939b', '#7f68d0', '#2e9e6b', '#d05a6e', '#b08a2e',
     '#c060b0', '#2aa5a0', '#6f8f2a', '#a0705a',
 )
 _MARKERS = 'osD^vP<X>ph'
-_INK, _SOFT = '#7a858e', '#a9b1b8'
+SHADES = ('#eaf4f9', '#1678a3')  # of a share of 0 and of 1
+_INK, _SOFT, _DARK = '#7a858e', '#a9b1b8', '#1d2328'
 _STYLE = {
     'svg.fonttype': 'none',
     # Names of clip paths and marks are made of it, and otherwise of chance.
@@ -46,8 +53,6 @@ _STYLE = {
     'lines.markersize': 4.5,
 }
 WIDTH = 7.0  # inches
-# A number with a letter for its thousands, as a tick.
-THOUSANDS = EngFormatter(sep=' ')
 
 
 class Line(NamedTuple):
@@ -67,6 +72,7 @@ class Axis(NamedTuple):
   limits: tuple[float, float] | None = None  # None: those of the numbers
   ticks: Sequence[tuple[float, str]] | None = None  # None: round numbers
   thousands: bool = False  # 1500000 as 1.5 M
+  log: bool = False  # equal factors are equal distances
 
 
 def lines(
@@ -96,8 +102,8 @@ def lines(
     for name, value in references:
       axes.axhline(value, color=_SOFT, linestyle=':')
       axes.annotate(
-          name, (1, value), (-2, 2), xycoords=('axes fraction', 'data'),
-          textcoords='offset points', ha='right', va='bottom',
+          name, (1, value), (4, 0), xycoords=('axes fraction', 'data'),
+          textcoords='offset points', va='center',
       )
     for line in series:
       _draw(axes, line)
@@ -129,8 +135,10 @@ def panels(
     grid = drawing.figure.subplots(
         rows, columns, sharex=True, sharey=True, squeeze=False
     )
-    for axes in grid.flat[len(parts):]:
-      axes.remove()
+    for i in range(len(parts), grid.size):
+      grid.flat[i].remove()
+      # The one above is now the lowest of its column.
+      grid.flat[i - columns].tick_params(labelbottom=True)
     for axes, (name, series) in zip(grid.flat, parts):
       axes.set_title(name)
       for line in series:
@@ -186,10 +194,8 @@ def heat_map(
     y_names: of the rows.
     y_label: what y is.
   """
-  shades = colors.LinearSegmentedColormap.from_list(
-      'shares',
-      [colors.to_rgba(COLOURS[0], 0.08), colors.to_rgba(COLOURS[0], 1.0)],
-  )
+  # Opaque, so that the numbers are read on any page.
+  shades = colors.LinearSegmentedColormap.from_list('shares', SHADES)
   with _drawing(title, WIDTH, 0.9 + 0.32 * len(y_names)) as drawing:
     axes = drawing.figure.add_subplot()
     axes.set_title(title)
@@ -200,7 +206,7 @@ def heat_map(
       for j, share in enumerate(shares):
         axes.text(
             j + 0.5, i + 0.5, f'{100 * share:.0f}', ha='center', va='center',
-            color='white' if share > 0.5 else _INK,
+            color='white' if share > 0.6 else _DARK,
         )
     axes.set_xticks([j + 0.5 for j in range(len(x_names))], x_names)
     axes.set_yticks([i + 0.5 for i in range(len(y_names))], y_names)
@@ -225,19 +231,25 @@ def _draw(axes: Axes, line: Line) -> None:
 
 def _label(axes: Axes, x: Axis, y: Axis) -> None:
   axes.set(xlabel=x.label, ylabel=y.label)
-  for axis, place, limit in (
-      (x, axes.xaxis, axes.set_xlim), (y, axes.yaxis, axes.set_ylim)
+  for axis, place, limit, scale in (
+      (x, axes.xaxis, axes.set_xlim, axes.set_xscale),
+      (y, axes.yaxis, axes.set_ylim, axes.set_yscale),
   ):
+    if axis.log:
+      scale('log')
+      place.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+      place.set_major_formatter(StrMethodFormatter('{x:g}'))
+      place.set_minor_locator(NullLocator())
     if axis.limits:
       # A line at the border is seen in its full width.
       margin = 0.03 * (axis.limits[1] - axis.limits[0])
       limit(axis.limits[0] - margin, axis.limits[1] + margin)
     if axis.ticks is not None:
       place.set_ticks(*zip(*axis.ticks))
-    else:
-      place.set_major_locator(MaxNLocator(6))
+    elif not axis.log:
+      place.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
       if axis.thousands:
-        place.set_major_formatter(THOUSANDS)
+        place.set_major_formatter(EngFormatter(sep=' '))
 
 
 class _Drawing:

@@ -126,7 +126,8 @@ def setting(trials: int, results: Sequence[Mapping[str, Any]]) -> str:
   dates = sorted({r['date'] for r in results})
   return (
       f'{scores["parameters"]:,} parameters, {steps} steps, at most {trials}'
-      f' trials of the learning rate at seed 0, then {runs} runs; median, and [lowest, highest]. {every("processor")},'
+      f' trials of the learning rate at seed 0, then {runs} runs; median, and'
+      f' [lowest, highest]. {every("processor")},'
       f' {every("device")}, jax {every("jax")}, optax {every("optax")}; joined'
       f' at commit {every("commit")}, {", ".join(dates)}.'
   )
@@ -145,11 +146,9 @@ def curves(found: Found) -> str:
     ]
     points = [point for point in points if math.isfinite(point[1])]
     series.append(charts.Line(NAMES[name], points, colour=i))
-  values = sorted(y for line in series for _, y in line.points)
-  high = min(values[-1], 2.5 * statistics.median(values))
   return charts.lines(
       'Training loss, median of the runs', series, x=charts.Axis('step'),
-      y=charts.Axis('loss, nats', (0.95 * values[0], high)),
+      y=charts.Axis('loss, nats', log=True),
   )
 
 

@@ -166,16 +166,17 @@ def figures(results: list[Result]) -> dict[str, str]:
   drawn, by_column = {}, {}
   for (row, column), found in by_cell(results).items():
     by_column.setdefault(column, {})[row] = [r['scores'] for r in found]
+  colours = _colours(results)
   names = '2-50', '51-100', '100-500', '500-2,000'
   for column, rows in by_column.items():
     lines = []
-    for i, (row, found) in enumerate(rows.items()):
+    for row, found in rows.items():
       points = [
           (x, 100 * statistics.fmean(s[name] for s in found))
           for x, name in enumerate(BINS)
           if all(name in s for s in found)
       ]
-      lines.append(charts.Line(row, points, marks=True, colour=i))
+      lines.append(charts.Line(row, points, marks=True, colour=colours[row]))
     drawn[f'length_{column}'] = charts.lines(
         column, lines,
         x=charts.Axis('length', ticks=list(enumerate(names))),
@@ -184,18 +185,26 @@ def figures(results: list[Result]) -> dict[str, str]:
   return drawn | _eigenvalue_figure(results)
 
 
+def _colours(results: list[Result]) -> dict[str, int]:
+  """Row -> its colour, the same in every figure."""
+  rows = dict.fromkeys(result['row'] for result in results)
+  return {row: i for i, row in enumerate(rows)}
+
+
 def _eigenvalue_figure(results: list[Result]) -> dict[str, str]:
-  lines = []
+  lines, colours = [], _colours(results)
   found = [
       r for r in results
       if r['column'] == 'parity' and 'eigenvalues' in r['scores']
   ]
-  for i, ((row, _), seeds) in enumerate(by_cell(found).items()):
+  for (row, _), seeds in by_cell(found).items():
     for j, result in enumerate(seeds):
       pairs = sorted(result['scores']['eigenvalues'].items())
       points = [(x, min(layers)) for x, (_, layers) in enumerate(pairs)]
       name = row if j == 0 else ''
-      lines.append(charts.Line(name, points, marks=True, colour=i))
+      lines.append(
+          charts.Line(name, points, marks=True, colour=colours[row])
+      )
   if not lines:
     return {}
   return {'eigenvalues_parity': charts.lines(

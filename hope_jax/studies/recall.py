@@ -213,8 +213,10 @@ def mqar_figures(results: list[Result]) -> dict[str, str]:
     by_state.setdefault(kind, []).append((math.log2(size), share))
   drawn = {}
   if by_pairs:
+    numbers = sorted({x for points in by_pairs.values() for x, _ in points})
     drawn['pairs'] = chart(
-        'MQAR by number of pairs', by_pairs, charts.Axis('key-value pairs')
+        'MQAR by number of pairs', by_pairs,
+        charts.Axis('key-value pairs', ticks=[(x, str(x)) for x in numbers]),
     )
   if by_state:
     logarithms = [math.log2(size) for _, size in sizes]

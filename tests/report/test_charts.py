@@ -99,13 +99,13 @@ def test_a_heat_map_has_a_square_a_number():
   }
   assert spot['0'][1] < spot['25'][1]
   assert spot['0'][0] < spot['50'][0] < spot['100'][0]
-  # The darker the more, in the same order; all of it needs no opacity.
-  styles = re.findall(rf'fill: {charts.COLOURS[0]}[^"]*', drawing)
-  shades = [
-      float(style.partition('fill-opacity: ')[2] or 1) for style in styles
-  ]
+  # The darker the more, in the same order.
+  fills = re.findall(r'clip-path="[^"]*" style="fill: (#\w{6})', drawing)
+  shares = [x for row in values for x in row]
+  low, high = (int(shade[1:3], 16) for shade in charts.SHADES)
   np.testing.assert_allclose(
-      shades, [0.08 + 0.92 * x for row in values for x in row], atol=0.01
+      [int(fill[1:3], 16) for fill in fills],
+      [low + x * (high - low) for x in shares], atol=1.5,
   )
 
 

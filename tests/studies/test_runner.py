@@ -14,7 +14,7 @@ import pytest
 from hope_jax.config import ConfigError, StudyConfig, experiment
 from hope_jax.report import markdown
 from hope_jax.studies import grid, runner, tables
-from hope_jax.studies.task import Cell, Task
+from hope_jax.studies.task import Task
 from hope_jax.tasks import needles
 
 ROOT = pathlib.Path(__file__).parents[2]
