@@ -31,8 +31,8 @@ import numpy as np
 import ours
 
 from hope_jax.config import ModelConfig, TitansConfig
-from hope_jax.evals import machine
 from hope_jax.kernels.dgd.api import dgd_recurrence
+from hope_jax.studies import machine
 
 RESULTS = pathlib.Path(__file__).parent / 'results' / 'accelerator.json'
 # How long each recurrence is measured.

@@ -1,7 +1,7 @@
 """What each part of Hope is worth on real text (NL Table 6).
 
-  python -m hope_jax.evals.sweep --config=experiments/ablation.py
-  python -m hope_jax.evals.sweep --config=experiments/ablation.py:tiny
+  python -m hope_jax.main study --config=experiments/ablation.py
+  python -m hope_jax.main study --config=experiments/ablation.py:tiny
 
 One flag a row, three seeds, the source text of Python's standard library as
 bytes. Results: experiments/ablation/README.md. The paper's perplexities (1.3 B

@@ -1,7 +1,7 @@
 """Formal languages: what each architecture can compute (NL Table 5).
 
-  python -m hope_jax.evals.sweep --config=experiments/formal_languages.py
-  python -m hope_jax.evals.sweep --config=experiments/formal_languages.py:tiny
+  python -m hope_jax.main study --config=experiments/formal_languages.py
+  python -m hope_jax.main study --config=experiments/formal_languages.py:tiny
 
 Published files, made by github.com/IDSIA/fwp-formal-lang, or your own language:
 

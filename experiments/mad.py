@@ -1,7 +1,7 @@
 """MAD: six small tasks of memory (NL Table 4).
 
-  python -m hope_jax.evals.sweep --config=experiments/mad.py
-  python -m hope_jax.evals.sweep --config=experiments/mad.py:tiny
+  python -m hope_jax.main study --config=experiments/mad.py
+  python -m hope_jax.main study --config=experiments/mad.py:tiny
 
 Base difficulty, two blocks. A form for a CPU: width 32, 800 steps of 16 rows;
 for selective copying width 64, 6,000 steps of 4 (the protocol: width 128, 200

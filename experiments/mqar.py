@@ -1,7 +1,7 @@
 """MQAR: how many pairs a state of some size recalls.
 
-  python -m hope_jax.evals.sweep --config=experiments/mqar.py
-  python -m hope_jax.evals.sweep --config=experiments/mqar.py:tiny
+  python -m hope_jax.main study --config=experiments/mqar.py
+  python -m hope_jax.main study --config=experiments/mqar.py:tiny
 
 Base difficulty, rows of 64 tokens out of 8,192 (published: up to 512), with up
 to 16 pairs, and for a CPU: 3,000 steps of 16 rows (published: 64 epochs of

@@ -1,11 +1,11 @@
 """Needles in haystacks of bytes, trained at 1K, tested to 64K (NL Table 1).
 
-  python -m hope_jax.evals.sweep --config=experiments/needles.py
-  python -m hope_jax.evals.sweep --config=experiments/needles.py:tiny
+  python -m hope_jax.main study --config=experiments/needles.py
+  python -m hope_jax.main study --config=experiments/needles.py:tiny
 
 A form for a CPU: two blocks of width 64, two rows of 1,024 bytes a step. Rows
 named '(32 rows)' have 32 of them: hours a cell on a CPU, so they want a GPU or
-TPU, and run only where asked for: `--config.rows_run='Hope (32 rows)',`.
+TPU, and run only where asked for: `--config.rows_run='Hope (32 rows)'`.
 Accuracy by length and depth, as heat maps: experiments/needles/README.md.
 """
 

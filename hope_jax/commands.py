@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from hope_jax import quickstart as quickstart_lib
 from hope_jax import run, sharding
 from hope_jax.config import ConfigError
 
@@ -64,6 +63,9 @@ def train(args: Arguments) -> int:
 
 def quickstart(args: Arguments) -> int:
   """Trains, measures and reports."""
+  # Only here, as in `study`: it draws charts, which no other command needs.
+  from hope_jax.studies import quickstart as quickstart_lib
+
   if not (args.flags.config or args.flags.workdir):
     args.flags.config = 'quickstart'
   results = quickstart_lib.run(

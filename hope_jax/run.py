@@ -20,7 +20,7 @@ from hope_jax import sharding
 from hope_jax.config import Config, ConfigError, experiment
 from hope_jax.data import pipeline
 from hope_jax.data import tokenizer as tokenizer_lib
-from hope_jax.evals import language
+from hope_jax.evals import text
 from hope_jax.infer.session import Session
 from hope_jax.models import factory
 from hope_jax.train import checkpoint as checkpoint_lib
@@ -102,7 +102,7 @@ def train(
     batches = pipeline.heldout_batches(
         config.data, config.train.eval_batches, **processes
     )
-    return language.evaluate(model, params, batches)
+    return text.evaluate(model, params, batches)
 
   return loop.train(
       model,
@@ -146,7 +146,7 @@ def evaluate(
   model, params = restore(config, checkpoint_step)
   batches = pipeline.heldout_batches(config.data, config.train.eval_batches)
   with jax.set_mesh(sharding.make_mesh(config.mesh)):
-    return language.evaluate(model, params, batches)
+    return text.evaluate(model, params, batches)
 
 
 def session(config: Config, checkpoint_step: int | None = None) -> Session:

@@ -24,7 +24,7 @@ LAYERS = (
     {'models', 'optim', 'data', 'tasks', 'sharding', 'distributed'},
     {'nested'},
     {'kernels'},
-    {'types'},
+    {'types', 'report'},
 )
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
 
@@ -211,6 +211,12 @@ def test_no_cycles():
          'orbax is imported in train/checkpoint.py alone'),
         ('hope_jax/evals/a.py', 'from grain import python',
          'grain is imported in data/ alone'),
+        ('hope_jax/evals/a.py', 'from hope_jax.studies import runner',
+         'studies stands above evals'),
+        ('hope_jax/report/a.py', 'from hope_jax.evals import text',
+         'evals stands above report'),
+        ('hope_jax/studies/a.py', 'import matplotlib',
+         'matplotlib is imported in report/ alone'),
         ('hope_jax/optim/a.py', 'import ml_collections',
          'optim imports jax, numpy, optax only'),
         ('hope_jax/main.py', 'from hope_jax import run',

@@ -33,7 +33,7 @@ import numpy as np
 
 from hope_jax import sharding
 from hope_jax.config import MeshConfig
-from hope_jax.evals import language
+from hope_jax.evals import text
 from hope_jax.train import checkpoint, loop
 from tests import standin
 
@@ -46,7 +46,7 @@ def train(**mesh):
   config = standin.make_config(mesh=mesh, optimizer={'accumulate': 2})
   return loop.train(
       standin.Standin(), standin.Batches(), config, progress=False,
-      evaluate=lambda params: language.evaluate(
+      evaluate=lambda params: text.evaluate(
           standin.Standin(), params, [next(standin.Batches(seed=1))]),
   )
 

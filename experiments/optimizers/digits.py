@@ -1,7 +1,7 @@
 r"""A small ViT on scikit-learn's digits, trained by each optimizer.
 
   pip install 'hope_jax[images]'
-  python -m hope_jax.evals.optimizers \
+  python -m hope_jax.main study \
       --config=experiments/optimizers/digits.py
 
 1,437 pictures of 8 x 8 to train on, 360 held out. What came of it, and how long
@@ -10,17 +10,23 @@ it took: experiments/optimizers/README.md.
 
 import ml_collections
 
+ROWS = ('adamw', 'muon', 'adamuon', 'm3', 'dgd', 'delta_momentum')
+MORE = ('momentum', 'deep_momentum')  # only where rows_run says so
+
 
 def get_config(form: str = 'full') -> ml_collections.ConfigDict:
   if form not in ('full', 'tiny'):
     raise ValueError(f"the form is 'full' or 'tiny'; got {form!r}")
   tiny = form == 'tiny'
   return ml_collections.ConfigDict({
-      'task': 'images',
-      'optimizers': (
-          'adamw', 'muon', 'adamuon', 'm3', 'dgd', 'delta_momentum',
-      ),
-      'steps': 4 if tiny else 300,
+      'task': 'optimizers',
+      'results': 'runs/optimizers_digits_tiny'
+      if tiny
+      else 'experiments/optimizers/results',
+      'section': 'digits',
+      'columns': ('digits',),
+      'rows': tuple({'name': name} for name in ROWS + MORE),
+      'rows_run': ROWS,
       'trials': 2 if tiny else 5,
       'seeds': (1,) if tiny else (1, 2, 3),
       'vit': {
@@ -30,5 +36,9 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
           'heads': 2 if tiny else 4,
           'hidden': 16 if tiny else 192,
       },
-      'images': {'source': 'digits', 'batch_size': 60},
+      'images': {'batch_size': 60},
+      'base': {
+          'optimizer': {'warmup_steps': 0 if tiny else 30, 'clip_norm': 1.0},
+          'train': {'steps': 4 if tiny else 300, 'eval_batches': 16},
+      },
   })

@@ -1,6 +1,6 @@
 r"""The paper's own comparison: ViT-S/16 and ViT-B/16 on ImageNet-21k (NL §9.7).
 
-  python -m hope_jax.evals.optimizers \
+  python -m hope_jax.main study \
       --config=experiments/optimizers/imagenet.py
 
 and with `imagenet.py:base` for the larger.
@@ -19,9 +19,13 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
     raise ValueError(f"the form is 'full' or 'base'; got {form!r}")
   base = form == 'base'
   return ml_collections.ConfigDict({
-      'task': 'images',
-      'optimizers': ('adamw', 'muon', 'm3'),
-      'steps': 100_000,
+      'task': 'optimizers',
+      'results': f'runs/optimizers_imagenet_{form}',
+      'section': 'imagenet',
+      'columns': ('tfds',),
+      'rows': ({'name': 'adamw'}, {'name': 'muon'}, {'name': 'm3'}),
+      'trials': 6,
+      'seeds': (1, 2, 3),
       'vit': {
           'patch': 16,
           'dim': 768 if base else 384,
@@ -38,5 +42,9 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
           'image_size': 224,
           'channels': 3,
           'batch_size': 1024,
+      },
+      'base': {
+          'optimizer': {'warmup_steps': 10_000, 'clip_norm': 1.0},
+          'train': {'steps': 100_000},
       },
   })

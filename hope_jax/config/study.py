@@ -1,11 +1,10 @@
-"""Optimizers side by side: what is trained, how long, with which seeds."""
+"""Studies: many runs side by side, and the images that some of them read."""
 
 import dataclasses
+import os
 from typing import Literal
 
 from hope_jax.config.build import positive, require
-from hope_jax.config.data import DataConfig
-from hope_jax.config.model import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,41 +60,80 @@ class ImageConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StudyConfig:
-  """A comparison of optimizers on one task; see evals/optimizers.py."""
+  """Many runs side by side: rows x columns x seeds; see studies/runner.py."""
 
-  # landscape: NL Eq. 53, two numbers. images: a ViT. text: a language model.
-  task: Literal['landscape', 'images', 'text'] = 'landscape'
-  optimizers: tuple[str, ...] = (
-      'adamw', 'muon', 'adamuon', 'm3', 'dgd', 'momentum', 'delta_momentum',
-      'deep_momentum',
-  )
-  steps: int = 300
-  # Learning rates tried for each optimizer, with the seed 0, and the seeds of
-  # the runs at the best of them.
-  trials: int = 6
-  seeds: tuple[int, ...] = (1, 2, 3)
-  # Warm-up, as a share of the steps; then a cosine to a tenth.
-  warmup: float = 0.1
-  clip_norm: float = 1.0
-  eval_batches: int = 16
-  vit: VitConfig = VitConfig()
+  # What a cell trains and scores; studies/grid.py has the table of them.
+  task: str
+  # The folder of the cells. The README that is made of them is beside it.
+  results: str
+  # The rows in order: 'name', and fields of `Config` on top of `base` and, for
+  # a column that wants others, of `by_column`. Of these two, a row takes the
+  # model's fields that its architecture reads; its own must all be read.
+  rows: tuple[dict, ...]
+  base: dict = dataclasses.field(default_factory=dict)
+  by_column: dict = dataclasses.field(default_factory=dict)
+  columns: tuple[str, ...] = ()
+  seeds: tuple[int, ...] = (0, 1, 2)
+  # Learning rates tried for each row and column, with the seed 0; the seeds
+  # then run at the best of them. 0: all run at the rate that the fields say.
+  trials: int = 0
+  # The rows and columns to run; empty: all. All that have results are shown.
+  rows_run: tuple[str, ...] = ()
+  columns_run: tuple[str, ...] = ()
+  # The README's markers: '<!-- SECTION: begin -->' and '<!-- SECTION: end -->'.
+  section: str = 'results'
+  # Examples of each split, and lengths; what is absent is the task's own.
+  counts: dict = dataclasses.field(default_factory=dict)
+  lengths: dict = dataclasses.field(default_factory=dict)
+  # Formal languages from elsewhere; they take the place of the columns.
+  data_dir: str = ''
+  language: str = ''
+  # The images that optimizers are compared on, and the model that reads them.
   images: ImageConfig = ImageConfig()
-  model: ModelConfig = ModelConfig()
-  data: DataConfig = DataConfig()
+  vit: VitConfig = VitConfig()
 
   def __post_init__(self):
-    positive(self, 'steps', 'trials', 'clip_norm', 'eval_batches')
     require(
-        0 <= self.warmup < 1,
-        f'StudyConfig.warmup must be in [0, 1); got {self.warmup}',
+        bool(self.rows) and all('name' in row for row in self.rows),
+        f"StudyConfig.rows need a 'name' each; got {self.rows}",
     )
     require(
-        0 not in self.seeds and len(set(self.seeds)) == len(self.seeds) > 0,
-        'StudyConfig.seeds must differ, and 0 is that of the trials; got'
+        bool(self.seeds) and len(set(self.seeds)) == len(self.seeds),
+        f'StudyConfig.seeds must differ, one at least; got {self.seeds}',
+    )
+    require(
+        self.trials >= 0,
+        f'StudyConfig.trials must not be negative; got {self.trials}',
+    )
+    require(
+        not self.trials or 0 not in self.seeds,
+        'StudyConfig.seeds: with trials, 0 is the seed of these; got'
         f' {self.seeds}',
     )
     require(
-        self.images.image_size % self.vit.patch == 0 or self.task != 'images',
-        'VitConfig.patch must divide ImageConfig.image_size; got'
-        f' {self.vit.patch} and {self.images.image_size}',
+        not (self.data_dir and self.language),
+        'StudyConfig: give data_dir or language, not both; got'
+        f' {self.data_dir!r} and {self.language!r}',
     )
+
+  @property
+  def fields(self) -> dict[str, dict]:
+    """Row -> its fields of `Config`."""
+    return {
+        row['name']: {k: v for k, v in row.items() if k != 'name'}
+        for row in self.rows
+    }
+
+  @property
+  def shown_columns(self) -> tuple[str, ...]:
+    """The columns, or the name of the language from elsewhere."""
+    if self.data_dir:
+      return (os.path.basename(os.path.abspath(self.data_dir)),)
+    if self.language:
+      return (self.language.partition(':')[2] or self.language,)
+    return self.columns
+
+  @property
+  def readme(self) -> str:
+    """The README that the results are rendered into."""
+    return os.path.join(os.path.dirname(self.results), 'README.md')

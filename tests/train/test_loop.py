@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hope_jax.config import ConfigError
-from hope_jax.evals import language
+from hope_jax.evals import text
 from hope_jax.train import checkpoint, loop
 from tests import standin
 
@@ -32,7 +32,7 @@ class Interrupting(standin.Batches):
 
 
 def evaluate(params):
-  return language.evaluate(MODEL, params, [next(standin.Batches(seed=7))])
+  return text.evaluate(MODEL, params, [next(standin.Batches(seed=7))])
 
 
 def train(config, batches=None, **options):

@@ -1,4 +1,4 @@
-"""Trains on a task whose positions carry labels, and counts right answers."""
+"""One run of a study: a model of its configuration, trained."""
 
 from collections.abc import Callable
 import dataclasses
@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hope_jax import sharding
 from hope_jax.config import Config, ConfigError
-from hope_jax.models.factory import language_model
-from hope_jax.tasks.labelling import Arrays, Epochs, in_order
+from hope_jax.data import pipeline
+from hope_jax.evals import text
+from hope_jax.models import factory
+from hope_jax.tasks.labelling import Arrays, Epochs
 from hope_jax.train import loop, losses
 from hope_jax.types import PyTree
 
@@ -29,7 +30,31 @@ class Trained(NamedTuple):
   facts: dict[str, Any]
 
 
-def train(
+def on_text(
+    config: Config, checkpoint_step: int | None = None
+) -> loop.Result:
+  """Trains on `config.data`; measures `train.eval_batches` of held-out text.
+
+  Args:
+    config: the run.
+    checkpoint_step: go on from this checkpoint instead of the latest.
+  """
+  model = factory.language_model(config.model)
+
+  def evaluate(params):
+    batches = pipeline.heldout_batches(config.data, config.train.eval_batches)
+    return text.evaluate(model, params, batches)
+
+  return loop.train(
+      model,
+      pipeline.train_batches(config.data),
+      config,
+      evaluate=evaluate,
+      checkpoint_step=checkpoint_step,
+  )
+
+
+def on_labels(
     config: Config,
     arrays: Arrays,
     vocab: int,
@@ -55,7 +80,7 @@ def train(
   config = dataclasses.replace(
       config, model=dataclasses.replace(config.model, vocab_size=vocab)
   )
-  model = language_model(config.model)
+  model = factory.language_model(config.model)
   trained = loop.train(
       model,
       Epochs(arrays, config.data.batch_size, config.data.seed),
@@ -93,41 +118,3 @@ def state_bytes(model: Any, params: PyTree) -> int:
       lambda params: model.apply({'params': params}, token), params
   )
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-
-
-@functools.partial(jax.jit, static_argnames='model')
-def _counts(model, params, batch):
-  logits, _ = model.apply(
-      {'params': params}, batch['tokens'], **losses.where(batch)
-  )
-  asked = batch['mask'] > 0
-  answered = losses.is_correct(logits, batch['targets'])
-  return (
-      jnp.sum(jnp.any(asked, axis=1) & jnp.all(answered | ~asked, axis=1)),
-      jnp.sum(jnp.any(asked, axis=1)),
-      jnp.sum(answered & asked),
-      jnp.sum(asked),
-  )
-
-
-def evaluate(
-    model, params: PyTree, arrays: Arrays, batch_size: int
-) -> dict[str, float]:
-  """Measures a model on a split of a task.
-
-  Args:
-    model: the Flax module of the parameters; hashable.
-    params: its parameters.
-    arrays: see `tasks.labelling`.
-    batch_size: examples at a time.
-
-  Returns:
-    exact: share of examples with every answer right; positions: share of right
-    answers. Both in [0, 1].
-  """
-  totals = [0, 0, 0, 0]
-  for batch in in_order(arrays, batch_size):
-    counts = _counts(model, params, sharding.put_batch(batch))
-    totals = [total + int(count) for total, count in zip(totals, counts)]
-  exact, examples, positions, answers = totals
-  return {'exact': exact / examples, 'positions': positions / answers}

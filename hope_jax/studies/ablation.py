@@ -1,27 +1,28 @@
-"""Trains a model on text and measures held-out perplexity (Table 6)."""
+"""Trains a model on text and measures held-out perplexity (NL Table 6)."""
 
 import dataclasses
+import functools
 import math
 import statistics
 from typing import Any
 
-from hope_jax.config import Config, ConfigError
-from hope_jax.data import pipeline
-from hope_jax.evals import language
-from hope_jax.evals.results import Entries, Result, by_cell
-from hope_jax.models.factory import language_model
-from hope_jax.train import loop
+from hope_jax.config import Config, ConfigError, StudyConfig
+from hope_jax.studies import tables, training
+from hope_jax.studies.results import Entries, Result, by_cell
+from hope_jax.studies.task import Cell, Task
 
 
-def run(config: Config, column: str, sweep) -> dict[str, Any] | None:
+def run(
+    config: Config, cell: Cell, study: StudyConfig
+) -> dict[str, Any] | None:
   """Trains for `train.steps` and measures `train.eval_batches` held out.
 
   The held-out text is the same for every row and seed.
 
   Args:
     config: the run.
-    column: the text source, as of `data.source`.
-    sweep: the `SweepConfig`; not needed.
+    cell: its column is the text source, as of `data.source`.
+    study: not needed.
 
   Returns:
     'loss' (nats a token), 'perplexity' (a token), 'bits_per_byte', 'steps',
@@ -30,19 +31,11 @@ def run(config: Config, column: str, sweep) -> dict[str, Any] | None:
   Raises:
     ConfigError: `train.max_seconds` ended the run.
   """
-  del sweep
+  del study
   config = dataclasses.replace(
-      config, data=dataclasses.replace(config.data, source=column)
+      config, data=dataclasses.replace(config.data, source=cell.column)
   )
-  model = language_model(config.model)
-
-  def evaluate(params):
-    batches = pipeline.heldout_batches(config.data, config.train.eval_batches)
-    return language.evaluate(model, params, batches)
-
-  trained = loop.train(
-      model, pipeline.train_batches(config.data), config, evaluate=evaluate
-  )
+  trained = training.on_text(config)
   if trained.stopped == 'time':
     raise ConfigError(
         'an ablation compares runs of equal length, and train.max_seconds='
@@ -64,7 +57,7 @@ def run(config: Config, column: str, sweep) -> dict[str, Any] | None:
   }
 
 
-def tables(results: list[Result]) -> dict[str, Entries]:
+def perplexities(results: list[Result]) -> dict[str, Entries]:
   """Perplexity with its spread over seeds."""
 
   def text(found):
@@ -80,7 +73,4 @@ def tables(results: list[Result]) -> dict[str, Entries]:
   }
 
 
-def figures(results: list[Result]) -> dict[str, str]:
-  """None: the table says it."""
-  del results
-  return {}
+TASK = Task(run, functools.partial(tables.render, perplexities))

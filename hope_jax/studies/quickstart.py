@@ -13,7 +13,6 @@ safety net, and the report says so when it was needed.
 from collections.abc import Iterable, Iterator, Mapping
 import concurrent.futures
 import contextlib
-import json
 import math
 import pathlib
 import sys
@@ -28,17 +27,14 @@ from hope_jax import sharding
 from hope_jax.config import Config, ConfigError, architectures
 from hope_jax.data import pipeline
 from hope_jax.data import tokenizer as tokenizer_lib
-from hope_jax.evals import (
-  language,
-  machine,
-  page,
-  report,
-  second_reading,
-  text_baselines,
-)
+from hope_jax.evals import second_reading, text, text_baselines
 from hope_jax.infer import session as session_lib
 from hope_jax.models import factory as models
 from hope_jax.optim import frequency
+from hope_jax.report import page
+from hope_jax.report import text as report
+from hope_jax.studies import machine, training
+from hope_jax.studies.results import write_json, write_text
 from hope_jax.train import checkpoint as checkpoint_lib
 from hope_jax.train import loop, setup
 from hope_jax.types import PyTree
@@ -61,7 +57,7 @@ def run(
     checkpoint_step: go on from this checkpoint instead of the latest.
 
   Returns:
-    What `evals.report` describes. After Ctrl-C or SIGTERM there is no report;
+    What `report.text` describes. After Ctrl-C or SIGTERM there is no report;
     then 'training' alone, with what is known.
 
   Raises:
@@ -76,11 +72,11 @@ def run(
   with concurrent.futures.ThreadPoolExecutor(1) as background:
     # Counting and compressing take a few seconds; so does compiling.
     baselines = background.submit(_baselines, config)
-    result = _train(config, checkpoint_step)
+    result = training.on_text(config, checkpoint_step)
     baselines = baselines.result()
   step, params = int(result.state.step), result.state.params
   logged = [r for r in result.history if r['split'] == 'train']
-  training = {
+  facts = {
       'architecture': config.model.architecture,
       'parameters': sum(x.size for x in jax.tree.leaves(params)),
       'from_step': from_step,
@@ -90,7 +86,7 @@ def run(
       'bytes': step * _bytes_per_step(logged),
   }
   if result.stopped.startswith('SIG'):
-    return {'training': training}
+    return {'training': facts}
 
   print('measuring ...', file=sys.stderr, flush=True)
   heldout = pipeline.heldout_text(config.data)
@@ -110,10 +106,10 @@ def run(
           'of_bytes': len(heldout),
       },
       'baselines': baselines,
-      'curve': _curve(result.history, training['bytes'] / max(step, 1)),
+      'curve': _curve(result.history, facts['bytes'] / max(step, 1)),
       'second_reading': reading,
       'sample': sample,
-      'training': training,
+      'training': facts,
       'levels': _levels(config, result.state.opt_state),
       'stability': {
           name: logged[-1][name]
@@ -124,8 +120,7 @@ def run(
       'config': config_lib.to_dict(config),
       'seconds': seconds,
   }
-  _write(config.workdir, 'report.json', json.dumps(results, indent=2) + '\n')
-  path = _write(config.workdir, 'report.html', page.as_html(results))
+  path = _write(config.workdir, results)
   print(f'{report.as_text(results)}\n\nWith pictures: {path.as_uri()}')
   return results
 
@@ -135,22 +130,6 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
   start = time.monotonic()
   yield
   seconds[name] = time.monotonic() - start
-
-
-def _train(config: Config, checkpoint_step: int | None) -> loop.Result:
-  model = models.language_model(config.model)
-
-  def evaluate(params):
-    batches = pipeline.heldout_batches(config.data, config.train.eval_batches)
-    return language.evaluate(model, params, batches)
-
-  return loop.train(
-      model,
-      pipeline.train_batches(config.data),
-      config,
-      evaluate=evaluate,
-      checkpoint_step=checkpoint_step,
-  )
 
 
 def _first_step(config: Config, checkpoint_step: int | None) -> int:
@@ -166,7 +145,7 @@ def _baselines(config: Config) -> dict[str, float]:
 
 
 def _evaluate(config: Config, params: PyTree) -> dict[str, float]:
-  return language.evaluate(
+  return text.evaluate(
       models.language_model(config.model),
       params,
       _for_seconds(pipeline.heldout_batches(config.data), _EVALUATION_SECONDS),
@@ -255,10 +234,12 @@ def _levels(config: Config, opt_state: PyTree) -> list[dict[str, Any]]:
   ]
 
 
-def _write(workdir: str, name: str, text: str) -> pathlib.Path:
-  path = pathlib.Path(workdir, name).resolve()
+def _write(workdir: str, results: dict[str, Any]) -> pathlib.Path:
+  """Writes report.json and report.html; returns the path of the page."""
+  path = pathlib.Path(workdir, 'report.html').resolve()
   try:
-    path.write_text(text, encoding='utf-8')
+    write_json(str(path.with_suffix('.json')), results)
+    write_text(str(path), page.as_html(results))
   except OSError as error:
     raise ConfigError(
         f'the report could not be written to {str(path)!r}: {error.strerror}'

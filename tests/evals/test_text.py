@@ -6,7 +6,7 @@ import pytest
 
 from hope_jax import sharding
 from hope_jax.config import ConfigError
-from hope_jax.evals import language
+from hope_jax.evals import text
 from tests import standin
 
 MODEL = standin.Standin()
@@ -26,7 +26,7 @@ def test_against_numpy(params):
   batches = [standin.make_batch(np.random.default_rng(i)) for i in range(3)]
   for batch in batches:
     batch['target_bytes'] = batch['target_bytes'] * 3
-  found = language.evaluate(MODEL, params, batches)
+  found = text.evaluate(MODEL, params, batches)
   nats, tokens = 0.0, 0.0
   for batch in batches:
     logits, _ = MODEL.apply({'params': params}, batch['tokens'])
@@ -49,11 +49,11 @@ def test_documents_do_not_see_each_other(params):
   batch['segment_ids'][:, 6:] = 2
   other = dict(batch, tokens=batch['tokens'].copy())
   other['tokens'][:, :6] = 3
-  results = [language.evaluate(MODEL, params, [b]) for b in (batch, other)]
+  results = [text.evaluate(MODEL, params, [b]) for b in (batch, other)]
   assert results[0] == results[1]
 
 
 def test_nothing_to_evaluate(params):
   """If it fails, empty held-out text scores 0 / 0."""
   with pytest.raises(ConfigError, match='nothing to evaluate'):
-    language.evaluate(MODEL, params, [])
+    text.evaluate(MODEL, params, [])

@@ -1,5 +1,6 @@
 """MAD, MQAR and needles: what is tested, and how it is shown."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -9,10 +10,10 @@ import zlib
 import numpy as np
 import pytest
 
-from hope_jax import config as config_lib
 from hope_jax.data import tokenizer
-from hope_jax.evals import recall, sweep_config
-from hope_jax.evals import sweep as sweep_lib
+from hope_jax.report import charts
+from hope_jax.studies import grid, recall, runner
+from hope_jax.studies.task import Cell
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -28,11 +29,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 def test_the_tiny_forms_of_recall(tmp_path, name, row, column, figure):
   """If it fails, a task of recall cannot be trained, scored or drawn."""
   path = str(ROOT / 'experiments' / f'{name}.py')
-  assert list(sweep_config.cells(sweep_config.load(path)))
-  assert sweep_lib.main([
-      f'--config={path}:tiny', f'--config.results={tmp_path}/results',
-      f'--config.rows_run={row},', f"--config.columns_run=('{column}',)",
-  ]) == 0
+  assert list(grid.cells(grid.load(path)))
+  assert runner.command(
+      f'{path}:tiny', [('rows_run', row), ('columns_run', column)],
+      workdir=str(tmp_path / 'results'),
+  ) == 0
   (file,) = (tmp_path / 'results').glob('*.json')
   scores = json.loads(file.read_text())['scores']
   assert all(0 <= x <= 1 for x in scores['answers'].values())
@@ -45,7 +46,7 @@ def test_the_tiny_forms_of_recall(tmp_path, name, row, column, figure):
 def test_needles_are_tested_by_length_with_as_many_bytes(monkeypatch):
   """If it fails, attention is tested beyond its window, or lengths unevenly."""
   path = str(ROOT / 'experiments' / 'needles.py')
-  sweep = sweep_config.load(f'{path}:tiny', [
+  study = grid.load(f'{path}:tiny', [
       ('lengths.test', '256,512,1024'), ('counts.test', '3'),
   ])
   seen = {}
@@ -59,9 +60,10 @@ def test_needles_are_tested_by_length_with_as_many_bytes(monkeypatch):
       ('Hope', 512, (256, 512, 1024)), ('Transformer', 512, (256, 512)),
   ):
     seen.clear()
-    fields = sweep_config.settings(sweep, sweep_config.Cell(row, 's_niah_1', 0))
-    fields['model']['attention_window'] = window
-    recall.run_needles(config_lib.from_dict(fields), 's_niah_1', sweep)
+    cell = Cell(row, 's_niah_1', 0)
+    config = grid.config_of(study, cell)
+    model = dataclasses.replace(config.model, attention_window=window)
+    recall.run_needles(dataclasses.replace(config, model=model), cell, study)
     assert seen == {
         f'{n} {depth}': (max(1, 3 * 256 // n), n)
         for n in lengths
@@ -71,12 +73,11 @@ def test_needles_are_tested_by_length_with_as_many_bytes(monkeypatch):
 
 def test_needles_of_any_tokenizer_ask_a_question_of_their_own(monkeypatch):
   """If it fails, bytes alone can be run, or a mean is over one question."""
-  sweep = sweep_config.load(
+  study = grid.load(
       str(ROOT / 'experiments' / 'needles.py') + ':tiny'
   )
-  cell = sweep_config.Cell('Hope', 's_niah_1', 0)
-  fields = sweep_config.settings(sweep, cell)
-  config = config_lib.from_dict(fields)
+  cell = Cell('Hope', 's_niah_1', 0)
+  config = grid.config_of(study, cell)
   seen = {}
 
   class Words:
@@ -94,12 +95,12 @@ def test_needles_of_any_tokenizer_ask_a_question_of_their_own(monkeypatch):
     return {}
 
   monkeypatch.setattr(recall, '_run', run)
-  recall.run_needles(config, 's_niah_1', sweep)
+  recall.run_needles(config, cell, study)
   answers = [x['targets'][x['mask'] > 0].tobytes()
              for x in seen['tests'].values()]
   assert seen['vocab'] == 256 and len(set(answers)) == len(answers) == 4
   monkeypatch.setattr(tokenizer, 'load_tokenizer', lambda data: Words())
-  recall.run_needles(config, 's_niah_1', sweep)
+  recall.run_needles(config, cell, study)
   assert seen['vocab'] == 1000
   assert all(x['tokens'].max() > 255 for x in seen['tests'].values())
 
@@ -138,7 +139,11 @@ def test_states_are_compared_on_the_same_numbers_of_pairs():
   ]
   drawing = recall.mqar_figures(results)['state']
   assert 'mean over 8 pairs' in drawing
-  root = xml.etree.ElementTree.fromstring(drawing)
-  (line,) = [x for x in root.iter() if 'line' in x.get('class', '').split()]
-  heights = {p.split(',')[1] for p in line.get('points').split()}
-  assert len(heights) == 1
+  # The line, and its sign in the legend: both level.
+  found = re.findall(
+      rf'<path d="([^"]*)"[^>]*style="fill: none; stroke: {charts.COLOURS[0]};'
+      ' stroke-width: 1.6', drawing,
+  )
+  assert len(found) == 2
+  for line in found:
+    assert len({y for _, y in re.findall(r'[ML] (\S+) (\S+)', line)}) == 1

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hope_jax.config import ModelConfig
-from hope_jax.evals import labelling as evals
+from hope_jax.evals import labelled
 from hope_jax.models.factory import language_model
 from hope_jax.tasks import labelling
 from hope_jax.tasks.formal_languages import Example
@@ -135,7 +135,7 @@ def test_answers_at_positions_are_those_of_whole_rows(sets):
   np.testing.assert_allclose(have, want, rtol=1e-6)
   for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected)):
     np.testing.assert_allclose(a, b, atol=1e-5)
-  assert evals.evaluate(model, params, kept, 3) == evals.evaluate(
+  assert labelled.evaluate(model, params, kept, 3) == labelled.evaluate(
       model, params, whole, 3
   )
 
@@ -144,8 +144,8 @@ class Says(nn.Module):
   """Answers each token with the set of names that its bits spell."""
 
   @nn.compact
-  def __call__(self, tokens, state=None, *, segment_ids=None, places=None):
-    del segment_ids, places
+  def __call__(self, tokens, state=None, *, segment_ids=None, positions=None):
+    del segment_ids, positions
     bits = (tokens[..., None] >> jnp.arange(3)) & 1
     return bits - 0.5, state
 
@@ -162,7 +162,7 @@ def test_exact_match_counts_whole_strings():
       'mask': mask.astype('f4'),
   }
   for batch_size in (2, 3):
-    found = evals.evaluate(Says(), {}, arrays, batch_size)
+    found = labelled.evaluate(Says(), {}, arrays, batch_size)
     assert found == {'exact': 2 / 3, 'positions': 7 / 8}
   logits = jax.nn.one_hot(tokens, 8)
-  assert train.right(logits, jnp.array(tokens)).all()
+  assert train.is_correct(logits, jnp.array(tokens)).all()

@@ -1,5 +1,6 @@
 """Trains and scores what a model recalls: MQAR, MAD and needles."""
 
+import functools
 import math
 import statistics
 from typing import Any
@@ -7,11 +8,14 @@ from typing import Any
 import jax
 
 from hope_jax import sharding
-from hope_jax.config import Config
+from hope_jax.config import Config, StudyConfig
 from hope_jax.config.architectures import ARCHITECTURES
 from hope_jax.data import tokenizer as tokenizer_lib
-from hope_jax.evals import charts, labelling
-from hope_jax.evals.results import Entries, Result, by_cell, slug
+from hope_jax.evals import labelled
+from hope_jax.report import charts
+from hope_jax.studies import tables, training
+from hope_jax.studies.results import Entries, Result, by_cell, slug
+from hope_jax.studies.task import Cell, Task
 from hope_jax.tasks import mad, mqar, needles
 from hope_jax.tasks.labelling import Arrays, at_positions
 
@@ -24,13 +28,13 @@ def _run(
     config: Config, arrays: Arrays, tests: dict[str, Arrays], vocab: int
 ) -> dict[str, Any] | None:
   """Trains, then scores each test: name -> share of right answers."""
-  trained = labelling.train(config, at_positions(arrays), vocab)
+  trained = training.on_labels(config, at_positions(arrays), vocab)
   if trained is None:
     return None
   model, params, facts = trained
   with jax.set_mesh(sharding.make_mesh(config.mesh)):
     found = {
-        name: labelling.evaluate(
+        name: labelled.evaluate(
             model, params, at_positions(test), config.data.batch_size
         )
         for name, test in tests.items()
@@ -41,37 +45,41 @@ def _run(
   }
 
 
-def run_mad(config: Config, column: str, sweep) -> dict[str, Any] | None:
+def run_mad(
+    config: Config, cell: Cell, study: StudyConfig
+) -> dict[str, Any] | None:
   """A task of MAD at its base difficulty; see `tasks.mad`.
 
   Args:
     config: the run.
-    column: the task.
-    sweep: the `SweepConfig`: `counts` has rows to train on and to test.
+    cell: its column is the task.
+    study: its `counts` has rows to train on and to test.
 
   Returns:
     'answers' and 'exact': 'test' -> share of answers, of rows, that are right;
     'steps', 'loss', 'tokens_per_second'. None: interrupted.
   """
-  base, seed = mad.TASKS[column], config.data.seed
-  counts = {'train': base.train, 'test': base.test} | sweep.counts
+  base, seed = mad.TASKS[cell.column], config.data.seed
+  counts = {'train': base.train, 'test': base.test} | study.counts
   return _run(
       config,
-      mad.generate(column, seed, counts['train']),
-      {'test': mad.generate(column, seed + TEST_SEED, counts['test'])},
+      mad.generate(cell.column, seed, counts['train']),
+      {'test': mad.generate(cell.column, seed + TEST_SEED, counts['test'])},
       base.vocab,
   )
 
 
-def run_mqar(config: Config, column: str, sweep) -> dict[str, Any] | None:
+def run_mqar(
+    config: Config, cell: Cell, study: StudyConfig
+) -> dict[str, Any] | None:
   """MQAR; the column is the number of pairs. Arguments as above.
 
-  `sweep.lengths` has 'length', tokens of a row (512), and 'vocab' (8,192).
+  `study.lengths` has 'length', tokens of a row (512), and 'vocab' (8,192).
   """
-  options = {'length': 512, 'vocab': 8192} | sweep.lengths
-  counts = {'train': 100_000, 'test': 1000} | sweep.counts
+  options = {'length': 512, 'vocab': 8192} | study.lengths
+  counts = {'train': 100_000, 'test': 1000} | study.counts
   made = [
-      mqar.generate(seed, counts[split], pairs=int(column), **options)
+      mqar.generate(seed, counts[split], pairs=int(cell.column), **options)
       for split, seed in (
           ('train', config.data.seed), ('test', config.data.seed + TEST_SEED)
       )
@@ -79,13 +87,15 @@ def run_mqar(config: Config, column: str, sweep) -> dict[str, Any] | None:
   return _run(config, made[0], {'test': made[1]}, options['vocab'])
 
 
-def run_needles(config: Config, column: str, sweep) -> dict[str, Any] | None:
+def run_needles(
+    config: Config, cell: Cell, study: StudyConfig
+) -> dict[str, Any] | None:
   """Needles in text: trained short, tested by length and depth.
 
   Lengths are tokens of `data.tokenizer`, which are bytes by default. Softmax
   attention is tested up to its window. Arguments as above.
-  `sweep.lengths` has 'train' (1,024), 'test' (1K to 64K) and 'depths' (0, 1/4,
-  ..., 1); names of tests are 'LENGTH DEPTH'. `sweep.counts` has rows to train
+  `study.lengths` has 'train' (1,024), 'test' (1K to 64K) and 'depths' (0, 1/4,
+  ..., 1); names of tests are 'LENGTH DEPTH'. `study.counts` has rows to train
   on, and to test at the shortest length and each depth; at longer ones there
   are fewer, so that they have as many bytes, but at least one.
   """
@@ -93,8 +103,8 @@ def run_needles(config: Config, column: str, sweep) -> dict[str, Any] | None:
       'train': 1024,
       'test': (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536),
       'depths': (0.0, 0.25, 0.5, 0.75, 1.0),
-  } | sweep.lengths
-  counts = {'train': 20_000, 'test': 20} | sweep.counts
+  } | study.lengths
+  counts = {'train': 20_000, 'test': 20} | study.counts
   seed, model = config.data.seed, config.model
   tokenizer = tokenizer_lib.load_tokenizer(config.data)
 
@@ -106,7 +116,7 @@ def run_needles(config: Config, column: str, sweep) -> dict[str, Any] | None:
     lengths = [n for n in lengths if n <= model.attention_window]
   tests = {
       f'{length} {depth}': needles.generate(
-          column, (seed + TEST_SEED, length, i),
+          cell.column, (seed + TEST_SEED, length, i),
           max(1, counts['test'] * lengths[0] // length),
           length=length, depth=depth, encode=encode,
       )
@@ -114,7 +124,8 @@ def run_needles(config: Config, column: str, sweep) -> dict[str, Any] | None:
       for i, depth in enumerate(options['depths'])
   }
   arrays = needles.pack(
-      column, seed, counts['train'], length=options['train'], encode=encode
+      cell.column, seed, counts['train'], length=options['train'],
+      encode=encode,
   )
   return _run(config, arrays, tests, tokenizer.vocab_size)
 
@@ -127,7 +138,7 @@ def _mean(values: list[float]) -> str:
   )
 
 
-def tables(results: list[Result]) -> dict[str, Entries]:
+def recall_tables(results: list[Result]) -> dict[str, Entries]:
   """Right answers, and rows with every answer right, over all tests."""
   cells = by_cell(results)
 
@@ -181,14 +192,13 @@ def mqar_figures(results: list[Result]) -> dict[str, str]:
         r['scores']['answers']['test'] for r in found
     )
 
-  def chart(title, series, **axis):
+  def chart(title, series, x):
     lines = [
-        charts.Line(name, charts.style(i), sorted(points), marks=True)
+        charts.Line(name, sorted(points), marks=True, colour=i)
         for i, (name, points) in enumerate(series.items())
     ]
-    return charts.document(
-        charts.lines(title, lines, y_range=(0, 100), right=190, **axis)
-    )
+    y = charts.Axis('right answers, %', (0, 100))
+    return charts.lines(title, lines, x=x, y=y)
 
   by_pairs, sizes = {}, {}
   for (row, pairs), found in by_cell(results).items():
@@ -205,17 +215,19 @@ def mqar_figures(results: list[Result]) -> dict[str, str]:
     by_state.setdefault(kind, []).append((math.log2(size), share))
   drawn = {}
   if by_pairs:
+    numbers = sorted({x for points in by_pairs.values() for x, _ in points})
     drawn['pairs'] = chart(
-        'MQAR: right answers, %', by_pairs, x_label='key-value pairs'
+        'MQAR by number of pairs', by_pairs,
+        charts.Axis('key-value pairs', ticks=[(x, str(x)) for x in numbers]),
     )
   if by_state:
-    places = [math.log2(size) for _, size in sizes]
-    first, last = math.ceil(min(places)), math.floor(max(places))
+    logarithms = [math.log2(size) for _, size in sizes]
+    first, last = math.ceil(min(logarithms)), math.floor(max(logarithms))
     pairs = ', '.join(sorted(every, key=int))
+    ticks = [(x, f'{2**x:,}') for x in range(first, last + 1)]
     drawn['state'] = chart(
-        f'MQAR: right answers, mean over {pairs} pairs, %', by_state,
-        x_label='bytes of state of a sequence',
-        x_ticks=[(x, f'{2**x:,}') for x in range(first, last + 1)],
+        f'MQAR by size of the state, mean over {pairs} pairs', by_state,
+        charts.Axis('bytes of state of a sequence', ticks=ticks or None),
     )
   return drawn
 
@@ -236,9 +248,28 @@ def needle_figures(results: list[Result]) -> dict[str, str]:
         ]
         for depth in depths
     ]
-    drawn[slug(f'{column} {row}')] = charts.document(charts.heat_map(
+    drawn[slug(f'{column} {row}')] = charts.heat_map(
         f'{row}, {column}: right answers, %', values,
-        x_names=[charts.shorten(int(x)) for x in lengths], x_label='length',
+        x_names=[f'{int(x):,}' for x in lengths], x_label='tokens of the text',
         y_names=depths, y_label='depth',
-    ))
+    )
   return drawn
+
+
+def _wrong(scores: dict[str, Any]) -> float:
+  return 1 - statistics.fmean(scores['answers'].values())
+
+
+_render = functools.partial(tables.render, recall_tables)
+MAD = Task(
+    run_mad, _render, counts=SPLITS, columns=tuple(mad.TASKS), loss=_wrong
+)
+MQAR = Task(
+    run_mqar, _render, mqar_figures, counts=SPLITS,
+    lengths=('length', 'vocab'), columns=('#',), loss=_wrong,
+)
+NEEDLES = Task(
+    run_needles, functools.partial(tables.render, needle_tables),
+    needle_figures, counts=SPLITS, lengths=('train', 'test', 'depths'),
+    columns=tuple(needles.TASKS), loss=_wrong,
+)

@@ -9,12 +9,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from hope_jax import sharding
-from hope_jax.config import StudyConfig
-from hope_jax.data import images, pipeline
-from hope_jax.evals import language
+from hope_jax.config import Config, ConfigError, StudyConfig
+from hope_jax.data import images as images_lib
+from hope_jax.data import pipeline
+from hope_jax.evals import text
 from hope_jax.models.factory import language_model
 from hope_jax.models.vit import Vit
 from hope_jax.train import losses
@@ -29,7 +29,7 @@ class Problem(NamedTuple):
 
   init: Callable[[int], PyTree]  # seed -> parameters
   batches: Callable[[int], Iterable[PyTree]]  # seed -> one for each step
-  loss: Callable[[PyTree, PyTree], Array]  # parameters, batch -> mean loss
+  loss_fn: losses.LossFn
   evaluate: Callable[[PyTree], dict[str, float]]  # held out; 'loss' and others
   # What to keep of the parameters of every step; nothing, where they are many.
   trace: Callable[[PyTree], list[float]] | None = None
@@ -40,13 +40,22 @@ def landscape(r: Array, theta: Array) -> Array:
   return r**2 + STIFFNESS * (r - theta + WAVE * jnp.sin(FREQUENCY * r)) ** 2
 
 
-def problem_of(config: StudyConfig) -> Problem:
-  """Returns the problem that a configuration names."""
-  make = {'landscape': _landscape, 'images': _images, 'text': _text}
-  return make[config.task](config)
+def problem_of(column: str, config: Config, study: StudyConfig) -> Problem:
+  """Returns the problem of a column.
+
+  Args:
+    column: 'landscape', 'text', or a source of images.
+    config: steps, held-out batches, and of 'text' the model and the data.
+    study: of images the model and the data.
+  """
+  if column == 'landscape':
+    return _landscape(config)
+  if column == 'text':
+    return _text(config)
+  return _images(column, config, study)
 
 
-def _landscape(config: StudyConfig) -> Problem:
+def _landscape(config: Config) -> Problem:
   """Two numbers, as a matrix [1, 2], so that every rule takes them."""
 
   def init(seed):
@@ -55,35 +64,38 @@ def _landscape(config: StudyConfig) -> Problem:
       start = start + 0.1 * jax.random.normal(jax.random.key(seed), (1, 2))
     return {'w': start}
 
-  value = lambda params, _: landscape(*params['w'][0])
+  value = lambda params: landscape(*params['w'][0])
   return Problem(
       init,
-      lambda seed: itertools.repeat(None, config.steps),
-      value,
-      lambda params: {'loss': float(value(params, None))},
+      lambda seed: itertools.repeat({'mask': np.ones(1)}, config.train.steps),
+      lambda params, batch, rng: (value(params), {}),
+      lambda params: {'loss': float(value(params))},
       lambda params: np.asarray(params['w'][0]).tolist(),
   )
 
 
-def _images(config: StudyConfig) -> Problem:
-  model = Vit(config.vit, config.images.classes)
-  shape = (1, config.images.image_size, config.images.image_size)
-  blank = jnp.zeros((*shape, config.images.channels))
+def _images(column: str, config: Config, study: StudyConfig) -> Problem:
+  data = dataclasses.replace(study.images, source=column)
+  if data.image_size % study.vit.patch:
+    raise ConfigError(
+        'VitConfig.patch must divide ImageConfig.image_size; got'
+        f' {study.vit.patch} and {data.image_size}'
+    )
+  model = Vit(study.vit, data.classes)
+  blank = jnp.zeros((1, data.image_size, data.image_size, data.channels))
 
   def nats(params, batch):
     logits = model.apply({'params': params}, batch['images'])
     hit = jnp.argmax(logits, axis=-1) == batch['labels']
-    return optax.softmax_cross_entropy_with_integer_labels(
-        logits, batch['labels']
-    ), hit
+    return losses.token_nats(logits, batch['labels']), hit
 
-  @functools.cache
   def batches(seed):
-    stream = images.train_batches(config.images, seed)
-    return list(itertools.islice(stream, config.steps))
+    stream = images_lib.train_batches(data, seed)
+    for batch in itertools.islice(stream, config.train.steps):
+      yield batch | {'mask': np.ones(len(batch['labels']), np.float32)}
 
   score = jax.jit(nats)
-  heldout = list(images.heldout_batches(config.images, config.eval_batches))
+  heldout = list(images_lib.heldout_batches(data, config.train.eval_batches))
 
   def evaluate(params):
     results = [score(params, batch) for batch in heldout]
@@ -95,29 +107,27 @@ def _images(config: StudyConfig) -> Problem:
           model.init(jax.random.key(seed), blank)['params']
       ),
       batches,
-      lambda params, batch: jnp.mean(nats(params, batch)[0]),
+      lambda params, batch, rng: (jnp.sum(nats(params, batch)[0]), {}),
       evaluate,
   )
 
 
-def _text(config: StudyConfig) -> Problem:
+def _text(config: Config) -> Problem:
   model = language_model(config.model)
-  loss_fn = losses.make_loss_fn(model)
   blank = jnp.zeros((1, config.data.sequence_length), jnp.int32)
 
   @functools.cache
   def batches(seed):
     data = dataclasses.replace(config.data, seed=seed)
-    return list(itertools.islice(pipeline.train_batches(data), config.steps))
+    stream = pipeline.train_batches(data)
+    return list(itertools.islice(stream, config.train.steps))
 
-  def loss(params, batch):
-    nats, _ = loss_fn(params, batch, jax.random.key(0))
-    return nats / jnp.maximum(jnp.sum(batch['mask']), 1)
-
-  heldout = list(pipeline.heldout_batches(config.data, config.eval_batches))
+  heldout = list(
+      pipeline.heldout_batches(config.data, config.train.eval_batches)
+  )
 
   def evaluate(params):
-    found = language.evaluate(model, params, heldout)
+    found = text.evaluate(model, params, heldout)
     return {name: found[name] for name in ('loss', 'bits_per_byte')}
 
   return Problem(
@@ -125,6 +135,6 @@ def _text(config: StudyConfig) -> Problem:
           model.init(jax.random.key(seed), blank)['params']
       ),
       batches,
-      loss,
+      losses.make_loss_fn(model),
       evaluate,
   )

@@ -9,12 +9,13 @@ import sys
 import pytest
 
 from hope_jax import main as main_lib
-from hope_jax import quickstart, run
+from hope_jax import run
 from hope_jax.models import factory
+from hope_jax.studies import quickstart
 from hope_jax.train import loop
 from tests import standin
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 QUICKSTART = str(ROOT / 'experiments' / 'quickstart.py')
 
 

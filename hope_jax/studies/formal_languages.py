@@ -1,6 +1,7 @@
-"""Trains a model on a formal language and scores it by length (Table 5)."""
+"""Trains a model on a formal language and scores it by length (NL Table 5)."""
 
 from collections.abc import Sequence
+import functools
 import statistics
 from typing import Any
 
@@ -8,16 +9,19 @@ import jax
 import numpy as np
 
 from hope_jax import sharding
-from hope_jax.config import Config, ConfigError
-from hope_jax.evals import charts, labelling
-from hope_jax.evals.results import Entries, Result, by_cell
+from hope_jax.config import Config, ConfigError, StudyConfig
+from hope_jax.evals import labelled
+from hope_jax.report import charts, text
+from hope_jax.studies import tables, training
+from hope_jax.studies.results import Entries, Result, by_cell
+from hope_jax.studies.task import Cell, Task
 from hope_jax.tasks import formal_languages as task
 from hope_jax.tasks.labelling import Encoded, encode
 
 BINS = ('bin0', 'bin1', 'bin2', 'bin3')
 
 
-def splits(column: str, sweep, seed: int) -> task.Splits:
+def splits(column: str, study: StudyConfig, seed: int) -> task.Splits:
   """The strings of a cell: published files, a plug-in, or generated.
 
   Raises:
@@ -25,14 +29,14 @@ def splits(column: str, sweep, seed: int) -> task.Splits:
       training ends.
   """
   try:
-    if sweep.data_dir:
-      made = task.read(sweep.data_dir)
-    elif sweep.language:
-      made = task.plug_in(sweep.language, seed)
+    if study.data_dir:
+      made = task.read(study.data_dir)
+    elif study.language:
+      made = task.plug_in(study.language, seed)
     else:
-      counts = task.COUNTS | sweep.counts
+      counts = task.COUNTS | study.counts
       made = task.generate(
-          column, seed, lengths=task.LENGTHS | sweep.lengths,
+          column, seed, lengths=task.LENGTHS | study.lengths,
           counts={split: n for split, n in counts.items() if n},
       )
   except ValueError as error:
@@ -52,7 +56,9 @@ def splits(column: str, sweep, seed: int) -> task.Splits:
   return made
 
 
-def run(config: Config, column: str, sweep) -> dict[str, Any] | None:
+def run(
+    config: Config, cell: Cell, study: StudyConfig
+) -> dict[str, Any] | None:
   """Trains until Bin0 and Bin1 are all right, or to the last step.
 
   As in the published code, Bin0 and Bin1 decide when training ends; here when
@@ -62,8 +68,8 @@ def run(config: Config, column: str, sweep) -> dict[str, Any] | None:
 
   Args:
     config: the run; `model.vocab_size` is that of the language.
-    column: the language.
-    sweep: the `SweepConfig`, for where its strings come from.
+    cell: its column is the language.
+    study: says where the strings come from.
 
   Returns:
     Scores by bin ('bin0': share of strings that are right, 'bin0_positions':
@@ -71,14 +77,14 @@ def run(config: Config, column: str, sweep) -> dict[str, Any] | None:
     memories, 'eigenvalues': symbol -> the least eigenvalue in each layer on a
     string of that symbol. None: interrupted.
   """
-  encoded = encode(splits(column, sweep, config.data.seed))
+  encoded = encode(splits(cell.column, study, config.data.seed))
   watched = [name for name in BINS[:2] if name in encoded.splits]
   solved = []
 
   def score(model, params, bins=watched):
     scores = {}
     for name in bins:
-      found = labelling.evaluate(
+      found = labelled.evaluate(
           model, params, encoded.splits[name], config.data.batch_size
       )
       scores[name] = found['exact']
@@ -89,7 +95,7 @@ def run(config: Config, column: str, sweep) -> dict[str, Any] | None:
     solved.append(all(scores[name] == 1 for name in watched))
     return solved[-2:] == [True, True]
 
-  trained = labelling.train(
+  trained = training.on_labels(
       config, encoded.splits['train'],
       max(len(encoded.symbols), len(encoded.names)), score=score, until=until,
   )
@@ -129,7 +135,7 @@ def _percent(results: Sequence[Result], name: str) -> str:
   return mean if spread < 0.05 else f'{mean} ({min(values):.1f})'
 
 
-def tables(results: list[Result]) -> dict[str, Entries]:
+def grids(results: list[Result]) -> dict[str, Entries]:
   """Accuracy in short and in long bins, and what it took."""
   cells = by_cell(results)
 
@@ -142,7 +148,7 @@ def tables(results: list[Result]) -> dict[str, Entries]:
   def cost(found):
     steps = statistics.fmean(r['scores']['steps'] for r in found)
     speed = max(r['scores']['tokens_per_second'] for r in found)
-    return f'{steps:,.0f} / {charts.shorten(speed)}'
+    return f'{steps:,.0f} / {text.shorten(speed)}'
 
   return {
       'Bin0 / Bin1: strings right at every position, %; the mean over seeds,'
@@ -160,41 +166,63 @@ def figures(results: list[Result]) -> dict[str, str]:
   drawn, by_column = {}, {}
   for (row, column), found in by_cell(results).items():
     by_column.setdefault(column, {})[row] = [r['scores'] for r in found]
+  colours = _colours(results)
+  names = '2-50', '51-100', '100-500', '500-2,000'
   for column, rows in by_column.items():
     lines = []
-    for i, (row, found) in enumerate(rows.items()):
+    for row, found in rows.items():
       points = [
           (x, 100 * statistics.fmean(s[name] for s in found))
           for x, name in enumerate(BINS)
           if all(name in s for s in found)
       ]
-      lines.append(charts.Line(row, charts.style(i), points, marks=True))
-    drawn[f'length_{column}'] = charts.document(charts.lines(
-        f'{column}: strings right, %', lines, y_range=(0, 100),
-        x_label='length', x_ticks=list(enumerate(('2-50', '51-100', '100-500',
-                                                  '500-2,000'))),
-        right=190,
-    ))
-  drawn |= _eigenvalue_figure(results)
-  return drawn
+      lines.append(charts.Line(row, points, marks=True, colour=colours[row]))
+    drawn[f'length_{column}'] = charts.lines(
+        column, lines,
+        x=charts.Axis('length', ticks=list(enumerate(names))),
+        y=charts.Axis('strings right, %', (0, 100)),
+    )
+  return drawn | _eigenvalue_figure(results)
+
+
+def _colours(results: list[Result]) -> dict[str, int]:
+  """Row -> its colour, the same in every figure."""
+  rows = dict.fromkeys(result['row'] for result in results)
+  return {row: i for i, row in enumerate(rows)}
 
 
 def _eigenvalue_figure(results: list[Result]) -> dict[str, str]:
-  lines = []
+  lines, colours = [], _colours(results)
   found = [
       r for r in results
       if r['column'] == 'parity' and 'eigenvalues' in r['scores']
   ]
-  for i, ((row, _), seeds) in enumerate(by_cell(found).items()):
+  for (row, _), seeds in by_cell(found).items():
     for j, result in enumerate(seeds):
       pairs = sorted(result['scores']['eigenvalues'].items())
       points = [(x, min(layers)) for x, (_, layers) in enumerate(pairs)]
       name = row if j == 0 else ''
-      lines.append(charts.Line(name, charts.style(i), points, marks=True))
+      lines.append(
+          charts.Line(name, points, marks=True, colour=colours[row])
+      )
   if not lines:
     return {}
-  return {'eigenvalues_parity': charts.document(charts.lines(
-      'Parity: least eigenvalue of a write, by symbol read', lines,
-      y_range=(-1, 1), x_label='symbol', x_ticks=[(0, '0'), (1, '1')],
-      right=190,
-  ))}
+  return {'eigenvalues_parity': charts.lines(
+      'parity, each seed', lines,
+      x=charts.Axis('symbol read', ticks=[(0, '0'), (1, '1')]),
+      y=charts.Axis('least eigenvalue of a write', (-1, 1)),
+  )}
+
+
+TASK = Task(
+    run,
+    functools.partial(tables.render, grids),
+    figures,
+    counts=tuple(task.COUNTS),
+    lengths=tuple(task.LENGTHS),
+    columns=tuple(task.LANGUAGES),
+    # Of the bins that training sees; the others are for the tables alone.
+    loss=lambda scores: 1 - statistics.fmean(
+        scores[name] for name in BINS[:2] if name in scores
+    ),
+)

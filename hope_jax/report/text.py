@@ -1,12 +1,12 @@
 """What a run has shown, from a dict of results to text.
 
-The results, as `quickstart.run` writes them to report.json:
+The results, as the quickstart writes them to report.json:
 
 - heldout: bits_per_byte, bytes (measured), of_bytes (there are)
 - baselines: bits per byte by name, on all held-out bytes
 - curve: records of split ('train', 'heldout'), step, bytes and bits_per_byte
-- second_reading: {'on': ..., 'off': ...}, what `second_reading.second_reading`
-  returns with the memory on and off; None where there was too little text, and
+- second_reading: {'on': ..., 'off': ...}, what `evals.second_reading` measures
+  with the memory on and off; None where there was too little text, and
   'off': None for a model without memories to switch off
 - sample: prompt and text
 - training: architecture, parameters, from_step, step, steps, stopped, bytes
@@ -161,15 +161,15 @@ def verdict(reading: Mapping[str, Any]) -> str:
 
 def _compare(found: Mapping[str, Any], name: str) -> str:
   """Returns 'it costs 0.1 bits per byte less after 0 other bytes' and so on."""
-  groups = {}
+  by_kind = {}
   for distance, difference in zip(found['distances'], found[name]):
     mean, error = difference['mean'], difference['error']
     kind = ''
     if abs(mean) > 2 * error:
       kind = 'less' if mean > 0 else 'more'
-    groups.setdefault(kind, []).append((f'{distance:,}', abs(mean)))
+    by_kind.setdefault(kind, []).append((f'{distance:,}', abs(mean)))
   said = []
-  for kind, members in groups.items():
+  for kind, members in by_kind.items():
     distances, sizes = zip(*members)
     costs = 'no clear difference'
     if kind:
@@ -190,6 +190,14 @@ def printable(text: str) -> str:
   """Returns a text without characters that would command a terminal."""
   keep = lambda c: c.isprintable() or c in '\n\t'
   return ''.join(c if keep(c) else '\ufffd' for c in text)
+
+
+def shorten(number: float) -> str:
+  """Returns a number with a letter for its thousands: 1500000 -> 1.5 M."""
+  for size, letter in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
+    if abs(number) >= size:
+      return f'{number / size:.3g} {letter}'
+  return f'{number:.3g}'
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,1 @@
+"""Reports: numbers -> text, charts and pages. Imports nothing of hope_jax."""

@@ -1,0 +1,362 @@
+"""Optimizers side by side: one task, as many steps, one search for the rate.
+
+The rows are optimizers, the columns what they train: the toy landscape of NL
+Eq. 53, a ViT on images (§9.7), a language model on bytes. There is one learning
+rate for all parameters, for which the updates of Muon, AdaMuon and M3 have
+AdamW's root mean square of 0.2; only DGD, whose steps are gradients, leaves
+AdamW's part at a rate of its own. Gradients are clipped by their global norm.
+There is no weight decay.
+
+The step is that of every training; the loop around it is not `train.loop`'s,
+because here each single step is timed and its loss kept, and because one
+compiled step serves all rates and seeds of an optimizer.
+"""
+
+from collections.abc import Callable, Mapping
+import contextlib
+import dataclasses
+import functools
+import math
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from hope_jax import config as config_lib
+from hope_jax import optim, sharding
+from hope_jax.config import Config, ImageConfig, StudyConfig, VitConfig
+from hope_jax.models.layers import delta_gradients
+from hope_jax.optim import factory
+from hope_jax.report import charts
+from hope_jax.report import optimizers as report
+from hope_jax.studies.problems import (
+  FREQUENCY,
+  WAVE,
+  Problem,
+  problem_of,
+)
+from hope_jax.studies.results import Result
+from hope_jax.studies.task import Cell, Task
+from hope_jax.train.state import TrainState
+from hope_jax.train.step import make_train_step
+from hope_jax.types import Array
+
+RMS = 0.2  # of an update of AdamW, which Muon and M3 are brought to
+_POINTS = 50  # of a learning curve that is kept
+
+
+class Rule(NamedTuple):
+  """An optimizer to compare."""
+
+  make: Callable[[], optax.GradientTransformation]  # with a learning rate of 1
+  rate: float  # where its search starts
+  # The rate of leaves that are no matrices, where it is not the searched one.
+  other_rate: float | None = None
+  dense: Callable[[], Any] = contextlib.nullcontext  # around the tracing
+
+
+def _adamuon() -> optax.GradientTransformation:
+  """Muon's direction divided by the root of its own second moment."""
+
+  def match(updates, _):
+    return jax.tree.map(
+        lambda u: RMS * u / (jnp.sqrt(jnp.mean(u * u)) + 1e-30), updates
+    )
+
+  matrices = optax.chain(
+      optim.scale_by_muon(),
+      optax.scale_by_adam(b1=0.0, b2=0.95),
+      optax.stateless(match),
+      optax.scale(-1.0),
+  )
+  return optax.partition(
+      {'matrix': matrices, 'other': _adamw()}, optim.matrix_labels
+  )
+
+
+def _adamw() -> optax.GradientTransformation:
+  return optax.adamw(1.0, weight_decay=0.0)
+
+
+RULES = {
+    'adamw': Rule(_adamw, 3e-3),
+    'muon': Rule(lambda: optim.muon(1.0, consistent_rms=RMS), 3e-3),
+    'adamuon': Rule(_adamuon, 3e-3),
+    'm3': Rule(lambda: optim.m3(1.0, rms=RMS), 3e-3),
+    'dgd': Rule(lambda: optim.dgd(1.0), 3e-2, 3e-3, delta_gradients),
+    'momentum': Rule(lambda: optax.sgd(1.0, momentum=0.9), 3e-2),
+    'delta_momentum': Rule(lambda: optim.delta_momentum(1.0), 3e-2),
+    'deep_momentum': Rule(lambda: optim.deep_momentum(1.0), 1e-1),
+}
+
+
+class _RateState(NamedTuple):
+  rate: Array  # float32 []
+  step: Array  # int32 [], steps made
+
+
+def _scale_by_rate(
+    schedule: optax.Schedule, other_rate: float | None
+) -> optax.GradientTransformation:
+  """Multiplies updates by the schedule's share of a rate in the state."""
+
+  def init(params):
+    del params
+    return _RateState(jnp.float32(0), jnp.int32(0))
+
+  def update(updates, state, params=None):
+    del params
+    other = state.rate if other_rate is None else other_rate
+    share = schedule(state.step)
+    updates = jax.tree.map(
+        lambda label, u: share
+        * (state.rate if label == 'matrix' else other)
+        * u,
+        optim.matrix_labels(updates),
+        updates,
+    )
+    return updates, state._replace(step=state.step + 1)
+
+  return optax.GradientTransformation(init, update)
+
+
+class Trainer:
+  """Trains a problem with one rule; compiled once for all rates and seeds."""
+
+  def __init__(self, problem: Problem, rule: Rule, config: Config):
+    self._problem, self._rule, self._steps = problem, rule, config.train.steps
+    schedule = factory.make_schedule(
+        dataclasses.replace(config.optimizer, learning_rate=1.0), self._steps
+    )
+    self._tx = optax.chain(
+        optax.clip_by_global_norm(config.optimizer.clip_norm),
+        rule.make(),
+        _scale_by_rate(schedule, rule.other_rate),
+    )
+    self._step = jax.jit(
+        make_train_step(problem.loss_fn, self._tx), donate_argnums=0
+    )
+
+  def _begin(self, rate: float, seed: int) -> TrainState:
+    params = self._problem.init(seed)
+    *inner, last = jax.jit(self._tx.init)(params)
+    last = last._replace(rate=jnp.float32(rate))
+    key = jax.random.key(seed)
+    return TrainState(jnp.int32(0), params, (*inner, last), key)
+
+  def run(self, rate: float, seed: int) -> dict[str, Any]:
+    """Trains once; a loss that is no number ends the run."""
+    problem, state = self._problem, self._begin(rate, seed)
+    losses, trace, wall, cpu = [], [], [], []
+    for batch in problem.batches(seed):
+      if problem.trace:
+        trace.append(problem.trace(state.params))
+      clock = time.perf_counter(), time.process_time()
+      with self._rule.dense():
+        state, metrics = self._step(state, batch)
+      losses.append(float(metrics['loss']))
+      wall.append(time.perf_counter() - clock[0])
+      cpu.append(time.process_time() - clock[1])
+      if not math.isfinite(losses[-1]):
+        break
+    last = losses[-max(self._steps // 10, 1) :]
+    scores = {
+        'steps': len(losses),
+        'parameters': sum(x.size for x in jax.tree.leaves(state.params)),
+        'train_loss': _finite(np.mean(last)),
+        'curve': _curve(losses),
+        # Medians: the first step compiles.
+        'milliseconds': 1e3 * float(np.median(wall)),
+        'cpu_milliseconds': 1e3 * float(np.median(cpu)),
+    }
+    finite = math.isfinite(losses[-1])
+    found = problem.evaluate(state.params) if finite else {}
+    scores['heldout'] = {name: _finite(x) for name, x in found.items()}
+    if problem.trace:
+      above = [i for i, x in enumerate(losses) if not x < report.CONVERGED]
+      settled = above[-1] + 1 if above else 0
+      scores['settled'] = settled if settled < self._steps else None
+      scores['trace'] = [[round(x, 4) for x in point] for point in trace]
+    return scores
+
+
+def _finite(x: Any) -> float | None:
+  return float(x) if math.isfinite(x) else None
+
+
+def _curve(losses: list[float]) -> list[list[float | None]]:
+  """[step, mean loss since the last point], about `_POINTS` of them."""
+  size = max(len(losses) // _POINTS, 1)
+  return [
+      [i + size, _finite(np.mean(losses[i : i + size]))]
+      for i in range(0, len(losses) - size + 1, size)
+  ]
+
+
+# The last alone: all cells of an optimizer come one after the other.
+@functools.lru_cache(maxsize=1)
+def _trainer(
+    row: str, column: str, config: Config, images: ImageConfig, vit: VitConfig
+) -> Trainer:
+  study = StudyConfig(
+      'optimizers', '', ({'name': row},), images=images, vit=vit
+  )
+  return Trainer(problem_of(column, config, study), RULES[row], config)
+
+
+def run(
+    config: Config, cell: Cell, study: StudyConfig
+) -> dict[str, Any] | None:
+  """Trains with an optimizer at a learning rate.
+
+  Args:
+    config: steps, schedule, clipping, and of the column 'text' model and data.
+    cell: its row is an optimizer, its column 'landscape', 'text' or a source of
+      images.
+    study: of images the model and the data.
+
+  Returns:
+    'train_loss' (of the last tenth), 'curve', 'heldout': 'loss' and others,
+    empty after a loss that was no number; 'steps', 'parameters', and a step's
+    'milliseconds' and 'cpu_milliseconds' (medians). Of the landscape also
+    'trace', all points, and 'settled', the steps to the bottom.
+  """
+  # What rates and seeds have in common, so that they share a compiled step.
+  common = dataclasses.replace(
+      config,
+      optimizer=dataclasses.replace(config.optimizer, learning_rate=1.0),
+      data=dataclasses.replace(config.data, seed=0),
+      train=dataclasses.replace(config.train, seed=0),
+  )
+  with jax.set_mesh(sharding.make_mesh(config.mesh)):
+    trainer = _trainer(cell.row, cell.column, common, study.images, study.vit)
+    return trainer.run(config.optimizer.learning_rate, config.train.seed)
+
+
+def _read(content: Mapping[str, Any]) -> list[Result]:
+  """Returns the results of a file: a cell, or a table joined in one file."""
+  if 'optimizers' not in content:
+    return [dict(content)]
+  config, steps = content['config'], content['config']['steps']
+  task = config['task']
+  common = {
+      'column': config['images']['source'] if task == 'images' else task,
+      'machine': content['machine'],
+      'date': content['machine']['date'],
+      'every_settings': {
+          'model': config['model'],
+          'optimizer': {
+              'warmup_steps': round(config['warmup'] * steps),
+              'clip_norm': config['clip_norm'],
+          },
+          'train': {'steps': steps, 'eval_batches': config['eval_batches']},
+      },
+      'every_data': {
+          'counts': {}, 'lengths': {}, 'data_dir': '', 'language': '',
+          'images': config['images'], 'vit': config['vit'],
+      },
+  }
+
+  def result(row, seed, rate, scores):
+    every = common['every_settings']
+    own = {
+        'optimizer': every['optimizer'] | {'learning_rate': rate},
+        'train': every['train'] | {'seed': seed},
+        'data': config['data'] | {'seed': seed},
+    }
+    return common | {
+        'row': row, 'seed': seed, 'learning_rate': rate, 'scores': scores,
+        'every_settings': every | own,
+    }
+
+  results = []
+  for row, found in content['optimizers'].items():
+    results += [
+        result(row, 0, float(rate), {'heldout': {'loss': loss}})
+        for rate, loss in found['trials'].items()
+    ]
+    results += [
+        result(
+            row, scores['seed'], scores['learning_rate'],
+            scores | {'parameters': content['parameters']},
+        )
+        for scores in found['runs']
+    ]
+  return results
+
+
+def render(
+    study: StudyConfig, results: list[Result], figures: list[str]
+) -> list[str]:
+  """Returns setting, table and verdict, and what is drawn below them."""
+  parts = []
+  for column, found in _by_column(results).items():
+    parts += [
+        report.setting(study.trials, results),
+        report.table(column, found),
+        report.verdict(column, found),
+    ]
+  return [*parts, *figures]
+
+
+def figures(results: list[Result]) -> dict[str, str]:
+  """The paths over the landscape; the losses while training."""
+  drawn = {}
+  for column, found in _by_column(results).items():
+    draw = _paths if column == 'landscape' else report.curves
+    drawn[column] = draw(found)
+  return drawn
+
+
+def _by_column(
+    results: list[Result],
+) -> dict[str, dict[str, list[Result]]]:
+  """Column -> row -> results of the seeds."""
+  found = {}
+  for result in results:
+    rows = found.setdefault(result['column'], {})
+    rows.setdefault(result['row'], []).append(result)
+  return found
+
+
+def _paths(found: Mapping[str, list[Result]]) -> str:
+  """One panel an optimizer: the path of its first run over the valley."""
+  r = np.linspace(-4, 1.5, 300)
+  floor = list(zip(r, r + WAVE * np.sin(FREQUENCY * r)))
+  panels = [
+      (
+          report.NAMES[name],
+          [
+              charts.Line('', floor),
+              charts.Line('', runs[0]['scores']['trace'], colour=i),
+          ],
+      )
+      for i, (name, runs) in enumerate(found.items())
+  ]
+  return charts.panels(
+      'Paths over the landscape', panels, x=charts.Axis('r', (-4, 1.5)),
+      y=charts.Axis('theta; grey: the floor of the valley', (-4.5, 2.5)),
+  )
+
+
+def _data(study: StudyConfig) -> dict[str, Any]:
+  return {
+      'images': config_lib.to_dict(study.images),
+      'vit': config_lib.to_dict(study.vit),
+  }
+
+
+TASK = Task(
+    run,
+    render,
+    figures,
+    columns=('landscape', 'text', 'digits', 'tfds'),
+    rows=tuple(RULES),
+    loss=report.heldout_loss,
+    first_rate=lambda config, row: RULES[row].rate,
+    data=_data,
+    read=_read,
+)
