@@ -77,5 +77,7 @@ def _group(group):
 
 
 def _escaped(text):
-  """Comments are plain text: what Markdown would take for markup is kept."""
-  return re.sub(r'([\\*_|\[\]])', r'\\\1', html.escape(text, quote=False))
+  """Comments are plain text but for `code`: no other markup is one's."""
+  parts = html.escape(text, quote=False).split('`')
+  parts[::2] = (re.sub(r'([\\*_|\[\]])', r'\\\1', p) for p in parts[::2])
+  return '`'.join(parts)
