@@ -24,7 +24,7 @@ def version() -> str:
 class BuildPy(build_py.build_py):
   """Puts the experiment files into the package, where --config finds them."""
 
-  def run(self):
+  def run(self):  # noqa: D102
     super().run()
     if self.editable_mode:
       return  # They are beside the package.
