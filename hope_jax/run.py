@@ -17,14 +17,14 @@ import jax
 
 from hope_jax import config as config_lib
 from hope_jax import sharding
-from hope_jax.config import Config, ConfigError, experiment
+from hope_jax.config import Config, ConfigError, architectures, experiment
 from hope_jax.data import pipeline
 from hope_jax.data import tokenizer as tokenizer_lib
 from hope_jax.evals import text
 from hope_jax.infer.session import Session
 from hope_jax.models import factory
 from hope_jax.train import checkpoint as checkpoint_lib
-from hope_jax.train import loop
+from hope_jax.train import loop, setup
 from hope_jax.train import state as state_lib
 from hope_jax.types import PyTree
 
@@ -51,15 +51,19 @@ def load(
     ConfigError: neither is given, or something in them is wrong.
   """
   if path:
-    values = experiment.load(path)
+    given = values = experiment.load(path)
   elif workdir:
-    values = config_lib.to_dict(checkpoint_lib.load_config(workdir))
+    # All fields are there, those that its architecture does not read, too.
+    given, values = {}, config_lib.to_dict(checkpoint_lib.load_config(workdir))
+    experiment.override(given, overrides, Config)
   else:
     raise ConfigError('give --config=experiments/NAME.py or --workdir=FOLDER')
   experiment.override(values, overrides, Config)
   if workdir:
     values['workdir'] = workdir
   config = config_lib.from_dict(values)
+  architectures.require_read(config.model, given.get('model', {}))
+  setup.make_optimizer(config)  # refuses what it cannot make
   if path and not config.workdir:
     name, _ = os.path.splitext(os.path.basename(path.partition(':')[0]))
     config = dataclasses.replace(config, workdir=os.path.join('runs', name))

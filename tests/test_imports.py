@@ -213,8 +213,6 @@ def test_no_cycles():
          'grain is imported in data/ alone'),
         ('hope_jax/evals/a.py', 'from hope_jax.studies import runner',
          'studies stands above evals'),
-        ('hope_jax/report/a.py', 'from hope_jax.evals import text',
-         'evals stands above report'),
         ('hope_jax/studies/a.py', 'import matplotlib',
          'matplotlib is imported in report/ alone'),
         ('hope_jax/optim/a.py', 'import ml_collections',

@@ -14,6 +14,7 @@ from hope_jax.config import (
   ConfigError,
   ModelConfig,
   StudyConfig,
+  architectures,
   experiment,
 )
 from hope_jax.studies import ablation, formal_languages, optimizers, recall
@@ -28,13 +29,6 @@ TASKS = {
     'needles': recall.NEEDLES,
     'optimizers': optimizers.TASK,
 }
-# (architecture, dotted field of `ModelConfig`) -> whether it reads the field.
-Reads = Callable[[str, str], bool]
-
-
-def _every(architecture: str, field: str) -> bool:
-  del architecture, field
-  return True
 
 
 def path(study: StudyConfig, cell: Cell) -> str:
@@ -57,14 +51,15 @@ def settings(study: StudyConfig, cell: Cell) -> dict[str, Any]:
   return _settings(study, cell, _shared(study, cell))
 
 
-def config_of(study: StudyConfig, cell: Cell, reads: Reads = _every) -> Config:
+def config_of(study: StudyConfig, cell: Cell) -> Config:
   """Returns the configuration of a cell.
+
+  A field of the model that rows share is for those whose architecture reads it;
+  a row's own field must be read by its own.
 
   Args:
     study: the study.
     cell: one of its cells.
-    reads: what an architecture reads. A field of the model that all rows share
-      is for those that read it; a row's own field must be read by its own.
 
   Raises:
     ConfigError: the fields are no configuration.
@@ -73,9 +68,16 @@ def config_of(study: StudyConfig, cell: Cell, reads: Reads = _every) -> Config:
   name = model.get('architecture', ModelConfig.architecture)
   shared = _shared(study, cell)
   if 'model' in shared:
-    kept = _read(shared['model'], lambda field: reads(name, field))
+    fixed = architectures.ARCHITECTURES[name].fixed
+    kept = _read(
+        shared['model'],
+        lambda field: field not in fixed and architectures.reads(name, field),
+    )
     shared = shared | {'model': kept}
-  return config_lib.from_dict(_settings(study, cell, shared))
+  config = config_lib.from_dict(_settings(study, cell, shared))
+  own = study.fields[cell.row].get('model', {})
+  architectures.require_read(config.model, own)
+  return config
 
 
 def _shared(study: StudyConfig, cell: Cell) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from hope_jax.report import text as report
 from hope_jax.studies import machine, training
 from hope_jax.studies.results import write_json, write_text
 from hope_jax.train import checkpoint as checkpoint_lib
-from hope_jax.train import loop, setup
+from hope_jax.train import setup
 from hope_jax.types import PyTree
 
 # What the evaluation of the held-out text may take; a model that needs longer

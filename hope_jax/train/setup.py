@@ -49,9 +49,7 @@ def make(
       the configuration or the model.
   """
   mesh = sharding.make_mesh(config.mesh)
-  optimizer = factory.make_optimizer(
-      config.optimizer, config.train.steps, level_periods(config)
-  )
+  optimizer = make_optimizer(config)
   length = config.data.sequence_length
   params = state_lib.param_shapes(model, length, mesh)
   try:
@@ -78,6 +76,18 @@ def make(
           donate_argnums=0,
           out_shardings=(jax.tree.map(lambda x: x.sharding, shapes), None),
       ),
+  )
+
+
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+  """Returns the outer optimizer of a run.
+
+  Raises:
+    ConfigError: the optimizer, its options, the schedule or the periods cannot
+      be.
+  """
+  return factory.make_optimizer(
+      config.optimizer, config.train.steps, level_periods(config)
   )
 
 
