@@ -70,8 +70,9 @@ class InContextModel(nn.Module):
       return model(tokens, segment_ids=segment_ids, positions=positions)
     reader = _Reader(self.config, meta.unbox(self.variables['params']))
     logits, state, diagnostics = reader.read(tokens, state, segment_ids)
-    for name, value in diagnostics.items():
-      self.put_variable('diagnostics', name, value)
+    if self.is_mutable_collection('diagnostics'):
+      for name, value in diagnostics.items():
+        self.put_variable('diagnostics', name, value)
     if positions is not None:
       logits = jnp.take_along_axis(logits, positions[..., None], axis=1)
     return logits, state
