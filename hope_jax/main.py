@@ -48,7 +48,7 @@ from hope_jax.evals import language
 from hope_jax.infer import session as session_lib
 from hope_jax.models.factory import language_model
 from hope_jax.train import checkpoint as checkpoint_lib
-from hope_jax.train import loop
+from hope_jax.train import failures, loop
 from hope_jax.train import state as state_lib
 
 COMMANDS = ('quickstart', 'train', 'eval', 'generate')
@@ -255,6 +255,7 @@ def main(args: Sequence[str]) -> int:
     return 0
   # Storage libraries report what is handled here, in many lines.
   logging.set_verbosity(logging.ERROR)
+  failures.hide_abandoned_work()
   try:
     return _run(args)
   except (ConfigError, flags.Error) as error:
