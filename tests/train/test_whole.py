@@ -47,10 +47,10 @@ def test_an_optimizer_of_the_command_line(tmp_path):
   workdir = tmp_path / 'm3'
   records = run(
       workdir, '--config.optimizer.name=m3',
-      '--config.optimizer.options.period=2', '--config.train.steps=4',
+      '--config.optimizer.options.period=2', '--config.train.steps=5',
       '--config.model.architecture=transformer', '--config.model.layers=1',
   )
-  assert records[-1]['step'] == 4
+  assert records[-1]['step'] == 5
   values = json.loads((workdir / 'config.json').read_text())['optimizer']
   assert values['name'] == 'm3' and values['options'] == {'period': 2}
   assert values['b1'] is None
