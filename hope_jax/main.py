@@ -185,6 +185,7 @@ def _parse(args: Sequence[str]) -> tuple[str, Any, list[tuple[str, str]]]:
 def _run(args: Sequence[str]) -> int:
   command, values, overrides = _parse(args)
   commands = importlib.import_module('hope_jax.commands')
+  _resolve('hope_jax.train.failures:hide_abandoned_work')()
   arguments = commands.Arguments(values, overrides, args)
   try:
     return _resolve(COMMANDS[command].function)(arguments)

@@ -4,7 +4,7 @@ What the command line does, for a notebook or another program:
 
   import hope_jax
 
-  config = hope_jax.load('tiny', {'train.steps': 4, 'workdir': 'runs/four'})
+  config = hope_jax.load('tiny', {'train.steps': 8, 'workdir': 'runs/eight'})
   result = hope_jax.train(config)
 """
 

@@ -14,25 +14,23 @@ learning rate then follows the schedule of the new length from there on.
 """
 
 from collections.abc import Callable, Iterator
-import contextlib
-import errno
 import importlib.metadata
-import io
 import json
-import logging
 import os
 import platform
 import shutil
-import sys
 import time
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from hope_jax import config as config_lib
 from hope_jax.config import Config, ConfigError
+from hope_jax.train import failures
 from hope_jax.train.state import TrainState
 from hope_jax.types import Array, PyTree
 
@@ -58,18 +56,6 @@ def _flat(values: Any, path: str = '') -> Iterator[tuple[str, Any]]:
 def _show(values: dict[str, Any], field: str) -> str:
   """A value for people, also of a field that only another run has."""
   return repr(values[field]) if field in values else 'not given'
-
-
-def is_disk_full(error: BaseException | None) -> bool:
-  """Returns whether an error, or one that led to it, is a full disk."""
-  while error is not None:
-    if getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT):
-      return True
-    text = str(error)
-    if 'No space left' in text or 'quota exceeded' in text:
-      return True
-    error = error.__cause__ or error.__context__
-  return False
 
 
 def load_config(workdir: str) -> Config:
@@ -212,7 +198,8 @@ class Checkpoints:
 
     Args:
       state: the train state.
-      data_state: what `get_state` of the data gave; JSON must hold it.
+      data_state: what `get_state` of this process's data gave; JSON must hold
+        it.
 
     Raises:
       ConfigError: it could not be written; earlier ones are as they were.
@@ -222,15 +209,16 @@ class Checkpoints:
     about = {
         'config': config_lib.to_dict(self._config),
         'versions': _versions(),
-        # A list with one entry a process.
-        'data': [data_state],
+        # The state of the data of each process.
+        'processes': jax.process_count(),
+        'data': _of_each_process(data_state),
         'checksums': {
             'params': [int(c) for c in _checksums(state.params)],
             'rest': [int(c) for c in _checksums(rest)],
         },
     }
     try:
-      with _without_echo():
+      with failures.logged_once():
         self._manager().save(
             step,
             args=ocp.args.Composite(
@@ -242,10 +230,10 @@ class Checkpoints:
     except Exception as error:  # Orbax and TensorStore raise many kinds.
       self._remove_unfinished()
       kept = ', '.join(map(str, self.steps())) or 'none'
-      why = 'no space left on the disk' if is_disk_full(error) else _line(error)
       raise ConfigError(
           f'checkpoint of step {step} could not be written to'
-          f' {self._workdir!r}: {why}; checkpoints kept: {kept}'
+          f' {self._workdir!r}: {failures.reason(error)}; checkpoints kept:'
+          f' {kept}'
       ) from error
 
   def _remove_unfinished(self) -> None:
@@ -271,12 +259,20 @@ class Checkpoints:
       step: which one; the latest by default.
 
     Returns:
-      The train state, bit for bit, and the state of the data.
+      The train state, bit for bit, and the state of this process's data.
 
     Raises:
-      ConfigError: there is none, or it is damaged.
+      ConfigError: there is none, it is damaged, or other processes than these
+        wrote it.
     """
     read = self._read(step, params=like.params, rest=_rest(like))
+    # Records of the time before there could be several do not say.
+    there, here = read.about.get('processes', 1), jax.process_count()
+    if there != here:
+      raise ConfigError(
+          f'the run in {self._workdir!r} was saved by {there} process(es), each'
+          f' with its part of the data, and cannot go on with {here}'
+      )
     state = TrainState(params=read.params, **read.rest)
     return state, read.about['data'][jax.process_index()]
 
@@ -315,7 +311,7 @@ class Checkpoints:
         for name, like in items.items()
     }
     try:
-      with _without_echo():
+      with failures.logged_once():
         read = self._manager().restore(
             step,
             args=ocp.args.Composite(about=ocp.args.JsonRestore(), **args),
@@ -333,41 +329,21 @@ class Checkpoints:
       )
       raise ConfigError(
           f'checkpoint {os.path.join(self._workdir, "checkpoints", str(step))}'
-          f' is damaged ({_line(error)}); {way}'
+          f' is damaged ({failures.reason(error)}); {way}'
       ) from error
     return read
 
 
-@contextlib.contextmanager
-def _without_echo() -> Iterator[None]:
-  """Swallows what is printed by reads and writes given up after a failed one.
-
-  Orbax reads and writes arrays concurrently and stops at the first error. The
-  others then report that nobody waits for them: from threads within moments,
-  and from coroutines whenever those are collected.
-  """
-  report = sys.unraisablehook
-
-  def hook(unraisable):
-    code = getattr(unraisable.object, 'cr_code', None)
-    of_orbax = code is not None and 'orbax' in code.co_filename
-    if not of_orbax and 'loop is closed' not in str(unraisable.exc_value):
-      report(unraisable)
-
-  logged = logging.root.manager.disable
-  with contextlib.redirect_stderr(io.StringIO()):
-    sys.unraisablehook = hook
-    logging.disable(logging.CRITICAL)
-    try:
-      yield
-    except Exception:
-      # The hook stays: who knows when the last coroutine is collected.
-      time.sleep(0.5)
-      raise
-    else:
-      sys.unraisablehook = report
-    finally:
-      logging.disable(logged)
+def _of_each_process(value: Any) -> list[Any]:
+  """Returns the values of all processes; JSON must hold them."""
+  if jax.process_count() == 1:
+    return [value]
+  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  # Arrays that are gathered have one shape.
+  sizes = multihost_utils.process_allgather(np.int32(text.size))
+  padded = np.pad(text, (0, sizes.max() - text.size))
+  rows = multihost_utils.process_allgather(padded)
+  return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes)]
 
 
 def _rest(state: TrainState) -> dict[str, PyTree]:
@@ -379,9 +355,3 @@ def _rest(state: TrainState) -> dict[str, PyTree]:
 
 def _abstract(x: Array) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-
-
-def _line(error: BaseException, width: int = 100) -> str:
-  """Returns the first line of an error's text, shortened."""
-  text = ' '.join(str(error).split()) or type(error).__name__
-  return text if len(text) <= width else text[:width] + '...'

@@ -21,7 +21,7 @@ from hope_jax import sharding
 from hope_jax.config import Config, ConfigError
 from hope_jax.optim import frequency
 from hope_jax.train import checkpoint as checkpoint_lib
-from hope_jax.train import losses, setup
+from hope_jax.train import failures, losses, setup
 from hope_jax.train import metrics as metrics_lib
 from hope_jax.train import state as state_lib
 
@@ -298,10 +298,8 @@ class _Files:
     try:
       yield
     except OSError as error:
-      full = checkpoint_lib.is_disk_full(error)
-      why = 'no space left on the disk' if full else str(error)
       steps = ', '.join(map(str, self._checkpoints.steps())) or 'none'
       raise ConfigError(
-          f'metrics could not be written to {self._workdir!r}: {why};'
-          f' checkpoints kept: {steps}'
+          f'metrics could not be written to {self._workdir!r}:'
+          f' {failures.reason(error)}; checkpoints kept: {steps}'
       ) from error

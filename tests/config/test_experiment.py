@@ -166,9 +166,9 @@ def test_fields_of_a_run():
 
 def test_values_of_python():
   """If it fails, a notebook has to write its numbers as text."""
-  changes = {'train.steps': 4, 'model.continuum.periods': '1,8'}
+  changes = {'train.steps': 8, 'model.continuum.periods': '1,8'}
   config = run.load('tiny', changes)
-  assert config.train.steps == 4
+  assert config.train.steps == 8
   assert config.model.continuum.periods == (1, 8)
 
 

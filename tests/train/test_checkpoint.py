@@ -2,20 +2,34 @@
 
 import dataclasses
 import errno
+import json
+import logging
 import os
 import pathlib
+import socket
+import subprocess
+import sys
+import threading
+import types
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from hope_jax import sharding
 from hope_jax.config import ConfigError, MeshConfig, ModelConfig
-from hope_jax.train import checkpoint, metrics
+from hope_jax.train import checkpoint, failures, metrics, setup
 from hope_jax.train import state as state_lib
 from tests import standin
+
+# What Orbax abandons at an error is reported to the host, here pytest.
+pytestmark = pytest.mark.filterwarnings(
+    'ignore::pytest.PytestUnraisableExceptionWarning'
+)
 
 
 def make_state(step, seed=0):
@@ -250,7 +264,7 @@ def test_full_disk_for_metrics(small_disk):
     for step in range(1, 1000):
       writer.write({'step': step, 'split': 'train', 'loss': 1.0})
       writer.flush()
-  assert checkpoint.is_disk_full(error.value)
+  assert failures.is_disk_full(error.value)
 
 
 def test_disk_full_is_recognised_behind_other_errors():
@@ -261,9 +275,149 @@ def test_disk_full_is_recognised_behind_other_errors():
     except OSError as error:
       raise ValueError('wrapped') from error
   except ValueError as error:
-    assert checkpoint.is_disk_full(error)
-  assert checkpoint.is_disk_full(ValueError('write: No space left on device'))
-  assert not checkpoint.is_disk_full(ValueError('other'))
+    assert failures.is_disk_full(error)
+  assert failures.is_disk_full(ValueError('write: No space left on device'))
+  assert not failures.is_disk_full(ValueError('other'))
+
+
+PROCESS = '''
+import json
+import sys
+
+import jax
+
+port, index, workdir = sys.argv[1:]
+jax.distributed.initialize(f'localhost:{port}', 2, int(index))
+
+from hope_jax import sharding
+from hope_jax.config import MeshConfig
+from hope_jax.train import checkpoint, setup
+from tests import standin
+
+config = standin.make_config(mesh={'data': 2}, workdir=workdir)
+parts = setup.make(config, standin.Standin())
+with jax.set_mesh(parts.mesh):
+  state = parts.create()
+  checkpoints = checkpoint.Checkpoints(config)
+  # Texts of two lengths, as arrays are gathered that must have one.
+  checkpoints.save(state, {'position': 'x' * (5 + 7 * int(index))})
+  restored, position = checkpoints.restore(parts.shapes)
+  checkpoints.close()
+same = jax.tree.map(
+    lambda a, b: (a.addressable_data(0) == b.addressable_data(0)).all(),
+    state.params, restored.params,
+)
+print(json.dumps([all(map(bool, jax.tree.leaves(same))), position]))
+'''
+
+
+def test_each_process_has_its_own_data(tmp_path):
+  """If it fails, all processes but the first go on at a wrong position.
+
+  Two real processes save one checkpoint and read it; then one alone is told.
+  """
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = str(free.getsockname()[1])
+  env = dict(os.environ, PYTHONPATH=str(pathlib.Path(__file__).parents[2]))
+  processes = [
+      subprocess.Popen(
+          [sys.executable, '-c', PROCESS, port, index, str(tmp_path)], env=env,
+          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+      )
+      for index in '01'
+  ]
+  for length, process in zip((5, 12), processes):
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err[-3000:]
+    same, position = json.loads(out.splitlines()[-1])
+    assert same and position == {'position': 'x' * length}
+  config = standin.make_config(workdir=tmp_path)
+  alone = checkpoint.Checkpoints(config)
+  with pytest.raises(ConfigError) as error:
+    alone.restore(setup.make(config, standin.Standin()).shapes)
+  assert 'was saved by 2 process(es)' in one_line(error)
+  assert 'cannot go on with 1' in one_line(error)
+
+
+def test_a_record_without_a_number_of_processes(tmp_path):
+  """If it fails, checkpoints of earlier versions cannot be gone on with."""
+  _, checkpoints = saved(tmp_path, steps=(1,))
+  (path,) = (tmp_path / 'checkpoints' / '1' / 'about').glob('metadata')
+  about = json.loads(path.read_text())
+  assert about.pop('processes') == 1
+  path.write_text(json.dumps(about))
+  _, position = checkpoints.restore(make_state(0))
+  assert position == {'place': 1}
+
+
+def of_the_host():
+  """What a process has one of, and a library must leave as it is."""
+  loggers = [logging.getLogger(name) for name in (None, 'absl', 'asyncio')]
+  return [
+      sys.stdout, sys.stderr, sys.unraisablehook, sys.excepthook,
+      threading.excepthook, warnings.showwarning, logging.root.manager.disable,
+      *((x.level, x.disabled, x.handlers[:], x.filters[:]) for x in loggers),
+  ]
+
+
+@pytest.mark.parametrize('harm', ['none', 'read', 'write'])
+def test_the_host_is_left_alone(tmp_path, monkeypatch, harm):
+  """If it fails, importing hope_jax costs a program its reports of errors."""
+  before = of_the_host()
+  _, checkpoints = saved(tmp_path, steps=(1,))
+  if harm == 'none':
+    checkpoints.restore(make_state(0))
+  elif harm == 'read':
+    for path in files_of(tmp_path, 1):
+      damage(path, 'cut')
+    with pytest.raises(ConfigError):
+      checkpoints.restore(make_state(0))
+  else:
+
+    def fail(*args, **kwargs):
+      assert of_the_host()[:7] == before[:7]
+      raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(ocp.CheckpointManager, 'save', fail)
+    with pytest.raises(ConfigError, match='no space left on the disk'):
+      checkpoints.save(make_state(2), {})
+  assert of_the_host() == before
+
+
+def test_what_a_program_hides(monkeypatch):
+  """If it fails, an error of ours is hidden, or one of Orbax' is shown."""
+  seen = []
+  monkeypatch.setattr(sys, '__unraisablehook__', seen.append)
+  monkeypatch.setattr(sys, 'unraisablehook', None)
+  failures.hide_abandoned_work()
+  report = lambda error, owner: sys.unraisablehook(
+      types.SimpleNamespace(exc_value=error, object=owner)
+  )
+  orbax = types.SimpleNamespace(
+      cr_code=types.SimpleNamespace(co_filename='/x/orbax/checkpoint/a.py')
+  )
+  report(RuntimeError('Event loop is closed'), None)
+  report(ValueError('cut'), orbax)
+  assert not seen
+  report(ValueError('ours'), None)
+  report(ValueError('ours'), len)
+  assert len(seen) == 2
+
+
+def test_an_error_is_logged_once(caplog):
+  """If it fails, a failure fills the log, or other errors vanish from it."""
+  log = logging.getLogger('asyncio')
+  with pytest.raises(ValueError), failures.logged_once():
+    log.error('Task exception was never retrieved: /x/orbax/checkpoint/a.py')
+    log.warning('slow, in /x/orbax/checkpoint/a.py')
+    log.error('Task exception of the host')
+    raise ValueError
+  log.error('later, in orbax')
+  assert [record.getMessage() for record in caplog.records] == [
+      'slow, in /x/orbax/checkpoint/a.py', 'Task exception of the host',
+      'later, in orbax',
+  ]
 
 
 def test_workdir_that_is_a_file(tmp_path):

@@ -42,6 +42,20 @@ def one_device(tmp_path_factory):
   return run(tmp_path_factory.mktemp('whole') / 'one')
 
 
+def test_an_optimizer_of_the_command_line(tmp_path):
+  """If it fails, the project's optimizers are not what its trainer offers."""
+  workdir = tmp_path / 'm3'
+  records = run(
+      workdir, '--config.optimizer.name=m3',
+      '--config.optimizer.options.period=2', '--config.train.steps=5',
+      '--config.model.architecture=transformer', '--config.model.layers=1',
+  )
+  assert records[-1]['step'] == 5
+  values = json.loads((workdir / 'config.json').read_text())['optimizer']
+  assert values['name'] == 'm3' and values['options'] == {'period': 2}
+  assert values['b1'] is None
+
+
 @pytest.mark.slow
 def test_hope_on_eight_devices(one_device, tmp_path):
   """If it fails, sharding changes what Hope learns.
