@@ -195,7 +195,7 @@ def step(
       # A matrix is its input and output layer in one.
       erase=rule.layers in ('all', 'input')
       or (rule.layers == 'output' and not bank.second),
-      groups=_merge(tuple(zip(members.widths, shares))),
+      shares=_merge(tuple(zip(members.widths, shares))),
   )
   second, second_momentum = [], []
   for i, (stack, state) in enumerate(zip(members.stacks, bank.second)):
@@ -211,7 +211,7 @@ def step(
         state, None if momentum is None else momentum.second[i], query,
         write._replace(x=unit(write.x)), of_stack, rule,
         erase=rule.layers in ('all', 'output'),
-        groups=(
+        shares=(
             (write.u.shape[-1], 1.0 if members.is_first(stack) else rule.share),
         ),
     )
@@ -251,7 +251,7 @@ def _write_layer(
     rule: Rule,
     *,
     erase: bool,
-    groups: tuple[tuple[int, float], ...],
+    shares: tuple[tuple[int, float], ...],
 ) -> tuple[Array | None, Array, Array | None]:
   """`chunk_step` of one layer, or of a stack of them."""
   if erase and gates.decaying is not None:
@@ -260,14 +260,14 @@ def _write_layer(
       state, query, *write, gates.eta, gates.kept,
       read='none' if query is None else rule.read, erase=erase,
       momentum=None if velocity is None else (velocity, gates.flowing),
-      groups=groups, precision=rule.precision,
+      shares=shares, precision=rule.precision,
   )
 
 
-def _merge(groups: tuple[tuple[int, float], ...]):
+def _merge(shares: tuple[tuple[int, float], ...]):
   """Joins neighbours of equal share behind the first, which alone is read."""
-  merged = [groups[0]]
-  for width, share in groups[1:]:
+  merged = [shares[0]]
+  for width, share in shares[1:]:
     if len(merged) > 1 and merged[-1][1] == share:
       merged[-1] = (merged[-1][0] + width, share)
     else:

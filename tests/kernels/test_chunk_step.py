@@ -81,21 +81,21 @@ def test_an_absent_token_leaves_everything_as_it_was(x64, erase, momentum):
 def test_memories_side_by_side_are_memories_alone(x64, erase, momentum):
   """If this fails, memories that share a product share a rate or an output."""
   q, k, u, eta, la, log_mu, state, velocity = _inputs()
-  groups = ((1, 1.0), (2, 0.1), (1, 0.5))
+  shares = ((1, 1.0), (2, 0.1), (1, 0.5))
 
   def velocity_of(columns):
     if not momentum:
       return None
     return _momentum(velocity[:, columns], la, log_mu, jnp.ones(C))
 
-  def step(columns, rate, groups):
+  def step(columns, rate, shares):
     return chunked.chunk_step(
         state[:, columns], q, k, u[:, columns], rate * eta, la, read='pre',
-        erase=erase, momentum=velocity_of(columns), groups=groups,
+        erase=erase, momentum=velocity_of(columns), shares=shares,
     )
 
   with jax.disable_jit():
-    together = step(slice(None), 1, groups)
+    together = step(slice(None), 1, shares)
     alone = [
         step(columns, share, None)
         for columns, share in ((slice(1), 1), (slice(1, 3), 0.1),

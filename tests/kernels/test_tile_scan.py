@@ -75,11 +75,13 @@ def _pulled(f):
 
 @pytest.mark.parametrize('save_states', ['hbm', 'recompute'])
 @pytest.mark.parametrize(
-    'rows,heads,group', [(2, 2, 3), (1, 1, 3), (1, 4, 1)]
+    'rows,heads,tiles_per_call', [(2, 2, 3), (1, 1, 3), (1, 4, 1)]
 )
-def test_the_kernel_is_the_scan(rows, heads, group, save_states):
+def test_the_kernel_is_the_scan(
+    rows, heads, tiles_per_call, save_states
+):
   """If this fails, a block is cut wrongly, or a gradient is not gathered."""
-  plan = Plan(C, rows, heads, save_states, group, None, True)
+  plan = Plan(C, rows, heads, save_states, tiles_per_call, None, True)
   actual = _pulled(
       lambda p, c, x: tile_scan(_step, p, c, x, MARKS, plan, _keep)
   )

@@ -26,6 +26,8 @@ MORE = {
         (128, 256, {'save_states': 'recompute'}),
         (128, 64, {'packed': True, 'read': 'chunk'}),
         (256, 64, {'tile': 16, 'dtype': 'float32'}),
+        # Linear attention: one column more than keys have.
+        (64, 65, {'erase': False, 'read': 'post', 'packed': True}),
     ],
     'v5p': [(64, 64, {'dtype': 'float32', 'tile': 48})],
     'v4': [(64, 128, {'packed': True, 'tile': 64})],
@@ -89,4 +91,11 @@ def test_the_train_step_runs_the_kernel(chip, memory):
   """If this fails, Hope trains on a TPU without the kernel."""
   (result,) = _compile([('train_step', (chip,), {'memory': memory})])
   # Its block is computed anew in the backward pass: forward twice.
+  assert result['kernels'] >= 2
+
+
+@pytest.mark.parametrize('rule', ['linear_attention', 'gated_deltanet'])
+def test_linear_memories_train_with_the_kernel(rule):
+  """If this fails, the relatives of DGD are left to XLA on a TPU."""
+  (result,) = _compile([('train_step', ('v6e',), {'architecture': rule})])
   assert result['kernels'] >= 2

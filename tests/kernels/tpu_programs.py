@@ -93,10 +93,12 @@ def recurrence(
   )
 
 
-def train_step(chip, *, mesh_shape=(1,), memory='matrix', **changes):
-  """The train step of a small Hope: one layer, 2 heads of 64."""
+def train_step(
+    chip, *, mesh_shape=(1,), architecture='hope', memory='matrix', **changes
+):
+  """The train step of a small Hope, or another: one layer, 2 heads of 64."""
   config = ModelConfig(
-      vocab_size=64, dim=128, layers=1, heads=2,
+      architecture=architecture, vocab_size=64, dim=128, layers=1, heads=2,
       titans=TitansConfig(memory=memory, expansion=2, **changes),
   )
   mesh = mesh_of(chip, mesh_shape, ('data', 'tensor')[: len(mesh_shape)])

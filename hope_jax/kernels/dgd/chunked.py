@@ -27,8 +27,8 @@ from hope_jax.kernels.dgd.decays import (
   Decay,
   Flow,
   after,
-  arrived,
   decay,
+  flow_after,
   leave,
 )
 from hope_jax.kernels.dgd.products import (
@@ -41,9 +41,8 @@ from hope_jax.kernels.dgd.products import (
 from hope_jax.types import Array
 
 Read = Literal['pre', 'post', 'chunk', 'none']
-
-
-Groups = tuple[tuple[int, float], ...]
+# (columns, share) of memories that stand side by side in V.
+Shares = tuple[tuple[int, float], ...]
 
 
 def chunk_step(
@@ -57,7 +56,7 @@ def chunk_step(
     read: Read,
     erase: bool | Array = True,
     momentum: tuple[Array, Flow] | None = None,
-    groups: Groups | None = None,
+    shares: Shares | None = None,
     precision: str = 'float32',
     inverse: Array | None = None,
 ) -> tuple[Array | None, Array, Array | None]:
@@ -76,16 +75,16 @@ def chunk_step(
       gradient descent with weight decay); or 1 and 0, [..., 1, 1], head by
       head.
     momentum: state [..., K, V] and `flow` of the write's momentum, or None.
-    groups: (columns, share) of memories that stand side by side in V and differ
-      in their rate, share * eta; the outputs are those of the first. None: one.
+    shares: (columns, share) of memories that stand side by side in V and differ
+      in their rate, share * eta; outputs are of the first. None: one memory.
     precision: 'float32', or 'bf16' for bfloat16 operands of the large products.
-    inverse: `system_inverse`, where it is known (one group, no momentum).
+    inverse: `system_inverse`, where it is known (one memory, no momentum).
 
   Returns:
-    Outputs [..., C, V of the first group] or None, the new state, the new
+    Outputs [..., C, V of the first memory] or None, the new state, the new
     momentum state or None.
   """
-  groups = groups or ((u.shape[-1], 1.0),)
+  shares = shares or ((u.shape[-1], 1.0),)
   kept = log_alpha
   if not isinstance(kept, Decay):
     kept = decay(log_alpha, precision)
@@ -93,7 +92,7 @@ def chunk_step(
   if momentum is not None:
     return _momentum_chunk_step(
         state, q, k, u, eta, kept, *momentum, read=read, erase=erase,
-        groups=groups, precision=precision,
+        shares=shares, precision=precision,
     )
   # One product serves keys and queries: rows of both against the same operand.
   reads = read != 'none'
@@ -103,12 +102,12 @@ def chunk_step(
     retrieved, q_retrieved = _split(matmul(rows, state, precision), k)
     gram, scores = _split(matmul(rows, transpose(k), precision), k)
   x = u - _times(erase, kept.enter) * retrieved if decays else u
-  e = _shared(eta * x, groups)
+  e = _scaled(eta * x, shares)
   if decays:
     lower = _times(erase, eta) * (kept.keep * gram)
-    e = _solve(lower, e, groups, precision, inverse)
+    e = _solve(lower, e, shares, precision, inverse)
   o = None
-  width = groups[0][0]
+  width = shares[0][0]
   if read == 'chunk':
     o = q_retrieved[..., :width]
   elif reads:
@@ -135,12 +134,12 @@ def _weighted(k: Array, weight: Array) -> Array:
   return transpose(column(weight[..., 0, :]) * k)
 
 
-def _shared(x: Array, groups: Groups) -> Array:
-  """x [..., C, V] with each group of columns times its share."""
-  if all(share == 1.0 for _, share in groups):
+def _scaled(x: Array, shares: Shares) -> Array:
+  """x [..., C, V] with the columns of each memory times its share."""
+  if all(share == 1.0 for _, share in shares):
     return x
-  shares = [jnp.full((1, n), share, x.dtype) for n, share in groups]
-  return x * jnp.concatenate(shares, axis=-1)
+  factors = [jnp.full((1, n), share, x.dtype) for n, share in shares]
+  return x * jnp.concatenate(factors, axis=-1)
 
 
 def system_inverse(
@@ -155,20 +154,20 @@ def system_inverse(
 def _solve(
     lower: Array,
     rhs: Array,
-    groups: Groups,
+    shares: Shares,
     precision: str,
     inverse: Array | None = None,
 ) -> Array:
-  """(I + share * lower)^{-1} rhs, each group of columns with its share."""
+  """(I + share * lower)^{-1} rhs, the columns of each memory with its share."""
   if inverse is not None:
     return unit_lower_solve(lower, inverse, rhs, precision)
-  scaled = {share: share * lower for _, share in groups}
+  scaled = {share: share * lower for _, share in shares}
   inverses = {
       share: inverse_unit_lower(jax.lax.stop_gradient(x), precision)
       for share, x in scaled.items()
   }
   parts, start = [], 0
-  for width, share in groups:
+  for width, share in shares:
     part = rhs[..., start : start + width]
     parts.append(
         unit_lower_solve(scaled[share], inverses[share], part, precision)
@@ -178,7 +177,7 @@ def _solve(
 
 
 def _momentum_chunk_step(
-    state, q, k, u, eta, kept, velocity, flowing, *, read, erase, groups,
+    state, q, k, u, eta, kept, velocity, flowing, *, read, erase, shares,
     precision,
 ):
   """`chunk_step` with momentum: M_t = M_{t-1} (alpha I - eta k k^T) + S_t.
@@ -194,7 +193,7 @@ def _momentum_chunk_step(
   with d = 0 where nothing is erased. d solves a unit lower triangular system,
   as without momentum.
   """
-  w = _shared(eta * flowing.share * u, groups)
+  w = _scaled(eta * flowing.share * u, shares)
   reads, decays = read != 'none', erase is not False
   rows = jnp.concatenate([k, q], axis=-2) if reads else k
   if decays or reads:
@@ -210,10 +209,10 @@ def _momentum_chunk_step(
     retrieved = kept.enter * k_state + flowing.inflow * k_flow
     retrieved += matmul(flowing.reach * gram, w, precision)
     eta = _times(erase, eta)
-    rhs = _shared(eta * retrieved, groups)
-    d = _solve(eta * kept.keep * gram, rhs, groups, precision)
+    rhs = _scaled(eta * retrieved, shares)
+    d = _solve(eta * kept.keep * gram, rhs, shares, precision)
   o = None
-  width = groups[0][0]
+  width = shares[0][0]
   if read == 'chunk':
     o = q_state[..., :width]
   elif reads:
@@ -221,13 +220,13 @@ def _momentum_chunk_step(
       (enter, keep), inflow, reach = kept[:2], flowing.inflow, flowing.reach
     else:
       enter, keep = after(kept)
-      inflow, reach = arrived(flowing, kept.alpha, last=False)
+      inflow, reach = flow_after(flowing, kept.alpha, last=False)
     o = enter * q_state[..., :width] + inflow * q_flow[..., :width]
     o += matmul(reach * scores, w[..., :width], precision)
     if decays:
       o -= matmul(keep * scores, d[..., :width], precision)
   enter, keep = leave(kept)
-  inflow, reach = arrived(flowing, kept.alpha, last=True)
+  inflow, reach = flow_after(flowing, kept.alpha, last=True)
   enter_flow, keep_flow = leave(flowing.decay)
   # What the writes add to both states: the values are the same, one product.
   weighted = [_weighted(k, reach), _weighted(k, keep_flow)]

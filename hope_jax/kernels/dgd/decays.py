@@ -7,10 +7,10 @@ import jax.numpy as jnp
 
 from hope_jax.kernels.dgd.products import (
   column,
+  column_by_sum,
   matmul,
   prefix,
   transpose,
-  turned,
 )
 from hope_jax.types import Array
 
@@ -29,7 +29,7 @@ class Flow(NamedTuple):
   share: Array  # [..., C, 1], 1 - mu
   decay: Decay  # of the momentum itself
   present: Array  # [..., C, 1], whether there is a token
-  reach: Array  # [..., C, C], how much of write s has arrived in M_{t-1}
+  reach: Array  # [..., C, C], how much of write s has reached M_{t-1}
   inflow: Array  # [..., C, 1], how much of the momentum that entered has
 
 
@@ -69,7 +69,7 @@ def between(x: Array) -> Array:
 def _between_jvp(primals, tangents):
   (x,), (dx,) = primals, tangents
   before = _before(x.shape[-1])
-  terms = jnp.where(before, turned(dx), 0)
+  terms = jnp.where(before, column_by_sum(dx), 0)
   ones = jnp.broadcast_to(before.astype(x.dtype), terms.shape)
   return between(x), jnp.matmul(ones, terms, precision='highest')
 
@@ -133,7 +133,7 @@ def flow(kept: Decay, log_mu: Array, present: Array, precision: str) -> Flow:
   return Flow(share, own, column(present), reach, inflow)
 
 
-def arrived(flowing: Flow, alpha: Array, last: bool) -> tuple[Array, Array]:
+def flow_after(flowing: Flow, alpha: Array, last: bool) -> tuple[Array, Array]:
   """`Flow.inflow` and `Flow.reach` just after each token, or the last one.
 
   A token adds what is left of each write in the momentum of that moment.

@@ -1,4 +1,4 @@
-"""Products, triangular inverses and turned vectors, as TPU kernels take them.
+"""Products, triangular inverses and columns, as TPU kernels take them.
 
 Plain JAX, with the few derivatives written out whose automatic form is worse:
 in accuracy, in time, or because a kernel compiler refuses it.
@@ -119,15 +119,15 @@ def column(x: Array) -> Array:
   """[..., C] -> [..., C, 1].
 
   On a TPU a vector lies along lanes, and a gradient that comes back as a column
-  has to be turned. The derivative is written so that it can be: as row sums of
-  a diagonal matrix, whose own derivative is a sum over rows.
+  has to be transposed. The derivative is written so that it can be: as row sums
+  of a diagonal matrix, whose own derivative is a sum over rows.
   """
   return x[..., None]
 
 
 @column.defjvp
 def _column_jvp(primals, tangents):
-  return column(*primals), turned(*tangents)
+  return column(*primals), column_by_sum(*tangents)
 
 
 def row(x: Array) -> Array:
@@ -136,7 +136,7 @@ def row(x: Array) -> Array:
   return jnp.sum(jnp.where(own, x, 0), axis=-2)
 
 
-def turned(x: Array) -> Array:
+def column_by_sum(x: Array) -> Array:
   """`column`, as row sums of a diagonal matrix."""
   own = jnp.eye(x.shape[-1], dtype=bool)
   return jnp.sum(jnp.where(own, x[..., None, :], 0), axis=-1, keepdims=True)
@@ -197,9 +197,9 @@ def _solve_bf16_fwd(lower, inverse, rhs):
 
 def _solve_bf16_bwd(residuals, dx):
   inverse, x = residuals
-  turned_inverse, high = transpose(inverse), leading_half(dx)
-  d_rhs = _matmul_two_parts(turned_inverse, high)
-  d_rhs += matmul(turned_inverse, dx - high, 'bf16')
+  inverse_t, high = transpose(inverse), leading_half(dx)
+  d_rhs = _matmul_two_parts(inverse_t, high)
+  d_rhs += matmul(inverse_t, dx - high, 'bf16')
   return -matmul(d_rhs, transpose(x), 'bf16'), None, d_rhs
 
 

@@ -90,7 +90,7 @@ class Blocks(NamedTuple):
   rows: int  # of the batch
   heads: int
   save_states: str  # 'hbm' or 'recompute'
-  group: int  # tiles of one kernel call
+  tiles_per_call: int
   vmem_limit_bytes: int
 
 
@@ -140,11 +140,13 @@ def choose(
     )
   of_heads = divisor(heads, rows)
   of_batch = divisor(batch, rows // of_heads)
-  group = tiles
+  tiles_per_call = tiles
   if save_states == 'recompute':
     rows = of_batch * of_heads
     stack = min(
         limit - needed(rows, 0), int(STACK_SHARE * device.vmem_bytes)
     )
-    group = divisor(tiles, max(1, stack // (rows * matrices * 4)))
-  return Blocks(of_batch, of_heads, save_states, group, limit)
+    tiles_per_call = divisor(
+        tiles, max(1, stack // (rows * matrices * 4))
+    )
+  return Blocks(of_batch, of_heads, save_states, tiles_per_call, limit)

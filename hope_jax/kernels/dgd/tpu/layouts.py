@@ -26,7 +26,7 @@ class Plan(NamedTuple):
   rows: int  # rows of the batch in a block
   heads: int  # heads in a block
   save_states: str  # 'hbm' or 'recompute'
-  group: int  # tiles of one kernel call; a scan of calls does the rest
+  tiles_per_call: int  # a scan of kernel calls does the rest
   vmem_limit_bytes: int | None
   interpret: Any  # False, True or pltpu.InterpretParams
 

@@ -62,15 +62,15 @@ def tile_scan(
 
   xs, marks = jax.tree.map(pad, (xs, marks))
   tiles = padded // plan.tile
-  if plan.group >= tiles:
+  if plan.tiles_per_call >= tiles:
     carry, ys = _scan(step, keep, plan, params, carry, xs, marks)
     return carry, jax.tree.map(lambda y: y[:, :length], ys)
 
-  def cut(x):  # [B, T, ...] -> [groups, B, T of a group, ...]
-    x = x.reshape(x.shape[0], tiles // plan.group, -1, *x.shape[2:])
+  def cut(x):  # [B, T, ...] -> [calls, B, T of a call, ...]
+    x = x.reshape(x.shape[0], tiles // plan.tiles_per_call, -1, *x.shape[2:])
     return jnp.moveaxis(x, 1, 0)
 
-  # carry: of `step`; xs: the tiles of a group.
+  # carry: of `step`; xs: the tiles of one kernel call.
   carry, ys = jax.lax.scan(
       lambda carry, x: _scan(step, keep, plan, params, carry, *x),
       carry, jax.tree.map(cut, (xs, marks)),
