@@ -1,9 +1,11 @@
 """The runner of tables: cells that run once, and READMEs made of them."""
 
+import ast
 import dataclasses
 import functools
 import glob
 import json
+import math
 import os
 import pathlib
 import re
@@ -11,9 +13,15 @@ import re
 import matplotlib
 import pytest
 
-from hope_jax.config import ConfigError, StudyConfig, experiment
+from hope_jax.config import (
+  ConfigError,
+  ModelConfig,
+  StudyConfig,
+  experiment,
+)
 from hope_jax.report import markdown
 from hope_jax.studies import grid, runner, tables
+from hope_jax.studies.results import read_json, write_json
 from hope_jax.studies.task import Task
 from hope_jax.tasks import needles
 
@@ -91,6 +99,120 @@ def test_a_column_has_fields_of_its_own(small):
   assert found['A', 'x'] == {'dim': 8, 'titans': titans | {'chunk': 32}}
   assert found['A', 'y'] == {'dim': 16, 'titans': titans | {'chunk': 32}}
   assert found['B', 'y']['titans'] == titans | {'chunk': 4}
+
+
+def test_what_rows_share_is_for_those_that_read_it(small):
+  """If it fails, a row is refused for a field that is another row's.
+
+  And a row's own field, which its architecture does not read, must get through
+  to the configuration, where it is refused.
+  """
+  _, study = small
+  base = {
+      'model': {'dim': 8, 'attention_window': 3, 'titans': {'chunk': 4}},
+      'train': {'steps': 5},
+  }
+  rows = (
+      {'name': 'L', 'model': {'architecture': 'lstm', 'heads': 2}},
+      {'name': 'H', 'model': {'titans': {'projection_chunk': 4}}},
+  )
+  study = dataclasses.replace(study, base=base, rows=rows, columns=('x',))
+  asked = []
+
+  def reads(architecture, field):
+    asked.append((architecture, field))
+    return field == 'dim' or (
+        architecture == 'hope' and field == 'titans.chunk'
+    )
+
+  lstm, hope = (grid.config_of(study, c, reads) for c in grid.cells(study))
+  default = ModelConfig()
+  assert lstm.model.dim == hope.model.dim == 8
+  assert lstm.model.titans == default.titans and lstm.model.heads == 2
+  assert hope.model.titans.chunk == hope.model.titans.projection_chunk == 4
+  assert hope.model.attention_window == default.attention_window
+  assert lstm.train.steps == hope.train.steps == 5
+  assert ('lstm', 'heads') not in asked
+  # What is written down is what the experiment says, for all rows alike.
+  (_, cell) = grid.cells(study)
+  assert grid.settings(study, cell)['model']['attention_window'] == 3
+
+
+@pytest.mark.parametrize(
+    ('text', 'names'),
+    [
+        ('A, b', ('A, b',)),
+        ('A, b,C', ('A, b', 'C')),
+        ('C,', ('C',)),
+        ('C,A,A, b', ('C', 'A', 'A, b')),
+        ("('A, b', 'C')", ('A, b', 'C')),
+        ('D,C', ('D', 'C')),
+    ],
+)
+def test_a_name_may_have_a_comma(text, names):
+  """If it fails, such a row cannot be asked for."""
+  found = ast.literal_eval(grid._names(text, ['A, b', 'C', 'A']))
+  assert found == names
+
+
+def test_a_row_with_a_comma_is_run():
+  """If it fails, the README's row cannot be run by its name."""
+  path = str(ROOT / 'experiments' / 'formal_languages.py')
+  name = 'Hope (plain heads, values adapt)'
+  study = grid.load(path, [('rows_run', name), ('columns_run', 'parity')])
+  assert {cell.row for cell in grid.cells(study)} == {name}
+
+
+def test_rates_are_searched_and_the_best_is_run(small, monkeypatch):
+  """If it fails, a table compares rows at rates that none of them wants."""
+  _, study = small
+  tried = []
+
+  def run(config, cell, study):
+    rate = config.optimizer.learning_rate
+    tried.append((cell.row, rate, cell.seed))
+    if rate > 0.5:
+      raise FloatingPointError('loss is nan')
+    best = {'A': 0.1, 'B': 0.003}[cell.row]
+    return {'loss': abs(math.log(rate / best)), 'score': rate}
+
+  task = grid.TASKS['count']._replace(run=run)
+  monkeypatch.setitem(grid.TASKS, 'count', task)
+  study = dataclasses.replace(
+      study, columns=('x',), seeds=(1, 2), trials=6,
+      base={'optimizer': {'learning_rate': 0.9}},
+  )
+  runner.run(study)
+  found = runner.read(study)
+  assert [(r['row'], r['seed']) for r in found] == [
+      ('B', 1), ('B', 2), ('A', 1), ('A', 2)
+  ]
+  for result in found:
+    best = {'A': 0.1, 'B': 0.0037}[result['row']]
+    assert result['learning_rate'] == best
+    assert result['settings']['optimizer']['learning_rate'] == best
+    assert best in result['trials'] and len(result['trials']) >= 4
+  # Nothing twice, but for what diverged, which has no result.
+  before = len(tried)
+  runner.run(study)
+  assert all(rate > 0.5 for _, rate, _ in tried[before:])
+  with pytest.raises(ConfigError, match='0 is the seed of these'):
+    dataclasses.replace(study, seeds=(0, 1))
+
+
+def test_json_is_what_was_written(tmp_path):
+  """If it fails, a result is not the one that was measured, or is unreadable.
+  """
+  value = {
+      'curve': [[1, 2.5], [3, None]], 'text': '[\n a,  b\n]', 'empty': [],
+      'names': ['a', 'b  c'], 'nested': [{'x': [1, 2, 3]}],
+  }
+  path = tmp_path / 'new' / 'x.json'
+  write_json(str(path), value)
+  assert read_json(str(path)) == value
+  lines = path.read_text().splitlines()
+  assert any('[1, 2.5]' in line for line in lines)
+  assert [p.name for p in path.parent.iterdir()] == ['x.json']
 
 
 def test_it_goes_on_where_it_stopped(small):
