@@ -146,6 +146,8 @@ def test_what_rows_share_is_for_those_that_read_it(small):
         ('C,', ('C',)),
         ('C,A,A, b', ('C', 'A', 'A, b')),
         ("('A, b', 'C')", ('A, b', 'C')),
+        ('"A, b"', ('A, b',)),
+        ('"A, b", \'C\'', ('A, b', 'C')),
         ('D,C', ('D', 'C')),
     ],
 )
