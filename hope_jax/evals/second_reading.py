@@ -40,7 +40,7 @@ class Passages(NamedTuple):
 
 
 class _Stream(NamedTuple):
-  """A place between two tokens of P texts."""
+  """How far P texts have been read."""
 
   state: PyTree  # None: nothing has been read
   last: np.ndarray  # [P] int32, the tokens read last, not yet fed to the model
@@ -63,10 +63,10 @@ def choose(
     length: int = 256,
     distances: Sequence[int] = DISTANCES,
 ) -> Passages | None:
-  """Takes passages from places spread evenly over a text.
+  """Takes passages that are spread evenly over a text.
 
-  The text is cut into equal stretches; each begins with a passage, and what
-  follows it there is what another passage is read ahead of. Where the text is
+  Each is taken with the text that follows it; that is read between the two
+  readings of another passage. Where the text is
   short, there are fewer passages (two at least), then shorter distances.
 
   Args:
@@ -77,7 +77,7 @@ def choose(
     distances: tokens between the two readings, ascending.
 
   Returns:
-    The passages; None where the text has no room for two.
+    The passages; None where the text is too short for two.
   """
   distances = [d for d in distances if 2 * (length + d) <= len(ids)]
   if not distances:
@@ -88,11 +88,11 @@ def choose(
   take = lambda array: np.stack(
       [array[s : s + length + longest] for s in starts]
   )
-  stretches = take(ids).astype(np.int32)
+  taken = take(ids).astype(np.int32)
   return Passages(
-      stretches[:, :length],
+      taken[:, :length],
       take(num_bytes)[:, :length].sum(1),
-      np.roll(stretches[:, length:], 1, axis=0),
+      np.roll(taken[:, length:], 1, axis=0),
       tuple(distances),
   )
 
@@ -105,8 +105,8 @@ def second_reading(
   Args:
     model: the Flax module of the parameters; hashable.
     params: its parameters.
-    passages: what to read. All is fed in pieces as long as a passage, so that
-      distances that are multiples of it need no other compiled program.
+    passages: what to read. A call reads as many tokens as a passage has, so
+      that distances that are multiples of it need no other compiled program.
     bos: the token ahead of a text's first.
 
   Returns:
@@ -116,7 +116,7 @@ def second_reading(
     standard 'error'. Also 'passages', their number, and 'passage_bytes', their
     mean length.
   """
-  read = functools.partial(_read, model, params, piece=passages.tokens.shape[1])
+  read = functools.partial(_read, model, params, size=passages.tokens.shape[1])
   bits = lambda nats: nats / passages.num_bytes / math.log(2)
   fresh = _Stream(None, np.full(len(passages.tokens), bos, np.int32))
   first, with_passage = read(fresh, passages.tokens)
@@ -127,15 +127,15 @@ def second_reading(
     _, with_passage = read(with_passage, filler)
     _, without = read(without, filler)
     so_far = distance
-    losses = {
+    costs = {
         'first': bits(first),
         'carried': bits(read(with_passage, passages.tokens)[0]),
         'reset': bits(read(fresh, passages.tokens)[0]),
         'control': bits(read(without, passages.tokens)[0]),
     }
     for other in ('reset', 'control'):
-      losses[f'{other} - carried'] = losses[other] - losses['carried']
-    for name, values in losses.items():
+      costs[f'{other} - carried'] = costs[other] - costs['carried']
+    for name, values in costs.items():
       found.setdefault(name, []).append(_summary(values))
   return found | {
       'distances': list(passages.distances),
@@ -145,12 +145,12 @@ def second_reading(
 
 
 def _read(
-    model, params: PyTree, stream: _Stream, tokens: np.ndarray, *, piece: int
+    model, params: PyTree, stream: _Stream, tokens: np.ndarray, *, size: int
 ) -> tuple[np.ndarray, _Stream]:
-  """Reads tokens [P, T]; returns their nats [P] float64 and where it stops."""
+  """Reads tokens [P, T], `size` a call; returns their nats [P] float64."""
   nats = np.zeros(len(tokens))
-  for start in range(0, tokens.shape[1], piece):
-    targets = tokens[:, start : start + piece]
+  for start in range(0, tokens.shape[1], size):
+    targets = tokens[:, start : start + size]
     inputs = np.concatenate([stream.last[:, None], targets[:, :-1]], axis=1)
     some, state = _apply(model, params, inputs, targets, stream.state)
     nats += np.asarray(some, np.float64)

@@ -26,6 +26,11 @@ BY_LOSS = ('m3', 'muon', 'adamw')
 CLAIMS = {'landscape': ('delta_momentum', 'momentum')}
 
 
+def name_of(optimizer: str) -> str:
+  """Returns an optimizer's name in words."""
+  return NAMES.get(optimizer, optimizer.replace('_', ' '))
+
+
 def table(task: str, found: Found) -> str:
   """Returns a Markdown table, lowest held-out loss first.
 
@@ -46,7 +51,7 @@ def table(task: str, found: Found) -> str:
   train, heldout = (_losses(found, kind) for kind in ('training', 'held-out'))
   for name in ranked(found):
     scores = [run['scores'] for run in found[name]]
-    row = [NAMES[name], _rate(found[name][0])]
+    row = [name_of(name), _rate(found[name][0])]
     if task == 'landscape':
       there = sorted(s['settled'] for s in scores if s['settled'] is not None)
       steps = f'median {statistics.median(there):g}' if there else 'never'
@@ -86,7 +91,7 @@ def verdict(task: str, found: Found) -> str:
   claim = CLAIMS.get(task, BY_LOSS)
   if not all(name in found for name in claim):
     return 'Not all that the paper puts in order were run.'
-  order = ' < '.join(NAMES[name] for name in claim)
+  order = ' < '.join(map(name_of, claim))
   words = []
   kinds = ('training', 'held-out')
   if task == 'landscape':
@@ -106,12 +111,13 @@ def verdict(task: str, found: Found) -> str:
 
 
 def _compared(a: str, b: str, losses: Mapping[str, Sequence[float]]) -> str:
-  runs = len(losses[a])
-  if max(losses[a]) < min(losses[b]):
-    return f'{NAMES[a]} is ahead of {NAMES[b]} in all {runs} runs'
-  if max(losses[b]) < min(losses[a]):
-    return f'{NAMES[b]} is ahead of {NAMES[a]} in all {runs} runs'
-  return f'the runs of {NAMES[a]} and {NAMES[b]} overlap'
+  for first, second in ((a, b), (b, a)):
+    if max(losses[first]) < min(losses[second]):
+      return (
+          f'{name_of(first)} is ahead of {name_of(second)} in all'
+          f' {len(losses[a])} runs'
+      )
+  return f'the runs of {name_of(a)} and {name_of(b)} overlap'
 
 
 def setting(trials: int, results: Sequence[Mapping[str, Any]]) -> str:
@@ -145,7 +151,7 @@ def curves(found: Found) -> str:
         for points in zip(*every)
     ]
     points = [point for point in points if math.isfinite(point[1])]
-    series.append(charts.Line(NAMES[name], points, colour=i))
+    series.append(charts.Line(name_of(name), points, colour=i))
   return charts.lines(
       'Training loss, median of the runs', series, x=charts.Axis('step'),
       y=charts.Axis('loss, nats', log=True),

@@ -58,7 +58,7 @@ def as_html(results: text.Results) -> str:
       sample=sample | {'text': text.printable(sample['text'])},
       levels=text.level_rows(results) if results['levels'] else None,
       stability=text.stability_rows(results) if results['stability'] else None,
-      facts=[('', ''), *((k, str(v)) for k, v in facts.items())],
+      facts=[('fact', 'value'), *((k, str(v)) for k, v in facts.items())],
       config=json.dumps(results['config'], indent=2),
   )
 

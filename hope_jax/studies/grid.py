@@ -190,14 +190,15 @@ def read(study: StudyConfig) -> dict[Cell, Result]:
 
 
 def load(
-    file: str, overrides: Sequence[tuple[str, str]] = (), *, results: str = ''
+    file: str, overrides: Sequence[tuple[str, Any]] = (), *, results: str = ''
 ) -> StudyConfig:
   """Builds a study from an experiment file.
 
   Args:
     file: FILE, or FILE:ARGUMENT.
-    overrides: dotted field names and the texts of their values. A language from
-      elsewhere has results of its own, in runs/, unless they say where.
+    overrides: dotted field names and their values, or the texts of these. A
+      language from elsewhere has results of its own, in runs/, unless they say
+      where.
     results: the folder of the results; '': what the fields say.
 
   Raises:
@@ -226,14 +227,17 @@ def load(
   return study
 
 
-def _names(text: str, known: Sequence[str]) -> str:
+def _names(text: Any, known: Sequence[str]) -> Any:
   """Reads names with commas between them, of which some have their own.
 
   Returns:
-    The tuple of them in Python, which `experiment.override` takes as it is.
+    The tuple of them in Python, which `experiment.override` takes as it is; so
+    is what is Python already.
   """
-  if text.startswith(('(', '[')):
+  if not isinstance(text, str) or text.startswith(('(', '[')):
     return text
+  if text.startswith(('"', "'")):
+    return f'({text},)'
   words, names = text.split(','), []
   while words:
     # The longest name there is; else the word, which will be complained of.

@@ -15,7 +15,6 @@ compiled step serves all rates and seeds of an optimizer.
 from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
-import functools
 import math
 import time
 from typing import Any, NamedTuple
@@ -27,7 +26,7 @@ import optax
 
 from hope_jax import config as config_lib
 from hope_jax import optim, sharding
-from hope_jax.config import Config, ImageConfig, StudyConfig, VitConfig
+from hope_jax.config import Config, StudyConfig
 from hope_jax.models.layers import delta_gradients
 from hope_jax.optim import factory
 from hope_jax.report import charts
@@ -196,15 +195,17 @@ def _curve(losses: list[float]) -> list[list[float | None]]:
   ]
 
 
-# The last alone: all cells of an optimizer come one after the other.
-@functools.lru_cache(maxsize=1)
-def _trainer(
-    row: str, column: str, config: Config, images: ImageConfig, vit: VitConfig
-) -> Trainer:
-  study = StudyConfig(
-      'optimizers', '', ({'name': row},), images=images, vit=vit
-  )
-  return Trainer(problem_of(column, config, study), RULES[row], config)
+# The last one, and what it was made of: all cells of an optimizer come one
+# after the other.
+_kept: list[tuple[Any, Trainer]] = []
+
+
+def _trainer(cell: Cell, config: Config, study: StudyConfig) -> Trainer:
+  made_of = cell.row, cell.column, config, study.images, study.vit
+  if not _kept or _kept[0][0] != made_of:
+    problem = problem_of(cell.column, config, study)
+    _kept[:] = [(made_of, Trainer(problem, RULES[cell.row], config))]
+  return _kept[0][1]
 
 
 def run(
@@ -232,7 +233,7 @@ def run(
       train=dataclasses.replace(config.train, seed=0),
   )
   with jax.set_mesh(sharding.make_mesh(config.mesh)):
-    trainer = _trainer(cell.row, cell.column, common, study.images, study.vit)
+    trainer = _trainer(cell, common, study)
     return trainer.run(config.optimizer.learning_rate, config.train.seed)
 
 
@@ -328,7 +329,7 @@ def _paths(found: Mapping[str, list[Result]]) -> str:
   floor = list(zip(r, r + WAVE * np.sin(FREQUENCY * r)))
   panels = [
       (
-          report.NAMES[name],
+          report.name_of(name),
           [
               charts.Line('', floor),
               charts.Line('', runs[0]['scores']['trace'], colour=i),

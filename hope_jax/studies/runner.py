@@ -67,6 +67,9 @@ class _Runner:
     self._task = TASKS[study.task]
     self._found = grid.read(study)
     self._best: dict[tuple[str, str], float] = {}
+    cells = list(grid.cells(study))
+    searches = len({(cell.row, cell.column) for cell in cells})
+    self._number, self._most = 0, len(cells) + searches * study.trials
 
   def best_rate(self, row: str, column: str) -> float:
     """Returns the learning rate of the lowest loss of all trials."""
@@ -87,13 +90,15 @@ class _Runner:
 
   def scores(self, cell: Cell) -> dict[str, Any]:
     """Returns the scores of a cell, run now if there is no result of it."""
+    self._number += 1
     if cell in self._found:
       grid.require_same(self._study, cell, self._found[cell])
       return self._found[cell]['scores']
     asked = grid.asked(self._study, cell)
     rate = cell.learning_rate
     print(
-        f'{cell.row}, {cell.column}, seed {cell.seed}'
+        f'cell {self._number} of {self._most}: {cell.row}, {cell.column},'
+        f' seed {cell.seed}'
         + ('' if rate is None else f', learning rate {rate:g}'),
         file=sys.stderr,
     )

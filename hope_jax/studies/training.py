@@ -35,19 +35,27 @@ def on_text(
 ) -> loop.Result:
   """Trains on `config.data`; measures `train.eval_batches` of held-out text.
 
+  Each process reads its own share of the text.
+
   Args:
     config: the run.
     checkpoint_step: go on from this checkpoint instead of the latest.
   """
   model = factory.language_model(config.model)
+  share = {
+      'process_index': jax.process_index(),
+      'process_count': jax.process_count(),
+  }
 
   def evaluate(params):
-    batches = pipeline.heldout_batches(config.data, config.train.eval_batches)
+    batches = pipeline.heldout_batches(
+        config.data, config.train.eval_batches, **share
+    )
     return text.evaluate(model, params, batches)
 
   return loop.train(
       model,
-      pipeline.train_batches(config.data),
+      pipeline.train_batches(config.data, **share),
       config,
       evaluate=evaluate,
       checkpoint_step=checkpoint_step,

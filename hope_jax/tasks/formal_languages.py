@@ -88,7 +88,7 @@ def _parity_legal(string: str) -> list[set[str]]:
 
 
 def _repeat(unit: str) -> Language:
-  """unit*, such as (aa)*: what comes next depends on the place in the unit."""
+  """unit*, such as (aa)*: the position in the unit decides what comes next."""
 
   def legal(string):
     return [
@@ -354,19 +354,19 @@ def _cut(line: str, width: int) -> list[str]:
   return [line[i : i + width] for i in range(0, len(line), width)]
 
 
-def plug_in(place: str, seed: int) -> Splits:
+def plug_in(source: str, seed: int) -> Splits:
   """Calls a function of the user's; see the module docstring.
 
   Args:
-    place: 'FILE.py:FUNCTION'. The function takes the seed, and returns split ->
-      (string, legal sets) pairs: a string is an iterable of symbols, and there
-      is one set of symbols for each.
+    source: 'FILE.py:FUNCTION'. The function takes the seed, and returns split
+      -> (string, legal sets) pairs: a string is an iterable of symbols, and
+      there is one set of symbols for each.
     seed: handed to the function.
 
   Raises:
     ValueError: there is no such function, or what it returns is no splits.
   """
-  path, _, name = place.partition(':')
+  path, _, name = source.partition(':')
   if not os.path.isfile(path):
     raise ValueError(f'a language is FILE.py:FUNCTION; no file {path!r}')
   spec = importlib.util.spec_from_file_location('language', path)
@@ -383,18 +383,18 @@ def plug_in(place: str, seed: int) -> Splits:
     }
   except (AttributeError, TypeError) as error:
     raise ValueError(
-        f'{place} must return split -> (string, legal sets) pairs; got'
+        f'{source} must return split -> (string, legal sets) pairs; got'
         f' {type(made).__name__}: {error}'
     ) from error
   if 'train' not in splits:
     raise ValueError(
-        f"{place} must return a split 'train'; got {', '.join(splits)}"
+        f"{source} must return a split 'train'; got {', '.join(splits)}"
     )
   for split, examples in splits.items():
     for i, example in enumerate(examples):
       if not example.symbols or len(example.symbols) != len(example.legal):
         raise ValueError(
-            f'{place}: a string needs one legal set a symbol; got'
+            f'{source}: a string needs one legal set a symbol; got'
             f' {len(example.legal)} for {len(example.symbols)} in {split}[{i}]'
         )
   return splits

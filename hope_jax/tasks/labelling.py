@@ -87,7 +87,7 @@ def at_positions(arrays: Arrays) -> Arrays:
 
   What a model says elsewhere is then not computed: most of the work where the
   vocabulary is large. Rows that ask for less than others are filled up with
-  places whose mask is 0.
+  positions whose mask is 0.
   """
   most = int(np.max(np.sum(arrays['mask'] > 0, axis=1)))
   positions = np.argsort(arrays['mask'] <= 0, axis=1, kind='stable')[:, :most]
@@ -113,18 +113,18 @@ class Epochs:
     return self
 
   def __next__(self) -> Arrays:
-    epoch, place = divmod(self._step, self._rows // self._size)
+    epoch, step = divmod(self._step, self._rows // self._size)
     self._step += 1
     order = np.random.default_rng((self._seed, epoch)).permutation(self._rows)
-    rows = order[place * self._size : (place + 1) * self._size]
+    rows = order[step * self._size : (step + 1) * self._size]
     return {name: x[rows] for name, x in self._arrays.items()}
 
   def get_state(self) -> dict[str, Any]:
-    """Returns the place, which JSON can hold."""
+    """Returns the position in the data, which JSON can hold."""
     return {'step': self._step}
 
   def set_state(self, state: dict[str, Any]) -> None:
-    """Goes to a place that `get_state` gave."""
+    """Goes to a position that `get_state` gave."""
     self._step = state['step']
 
 

@@ -1,9 +1,9 @@
 """Multi-query associative recall, MQAR (Arora et al. 2023, arXiv 2312.04927).
 
-A row lists key-value pairs, then asks for every key again, once, at places that
-get rarer with the distance; a query's answer is the key's value. Keys are from
-the lower half of the vocabulary, values from the upper half; what is neither
-pair nor query is random.
+A row lists key-value pairs, then asks for every key again, once, at positions
+that get rarer with the distance; a query's answer is the key's value. Keys are
+from the lower half of the vocabulary, values from the upper half; what is
+neither pair nor query is random.
 """
 
 import numpy as np
@@ -28,8 +28,8 @@ def generate(
     length: tokens T of a row, an even number.
     pairs: key-value pairs of a row, all keys different.
     vocab: tokens E; 0 is left out, keys are in [1, E / 2), values above.
-    power: a query sits g pairs of places after the list with a probability in
-      proportion to g^(power - 1), each place taken once.
+    power: a query stands 2 g tokens after the list with a probability in
+      proportion to g^(power - 1), each position taken once.
 
   Returns:
     tokens, targets and mask (1 at the queries), see `labelling`.
@@ -38,8 +38,8 @@ def generate(
     ValueError: the row is too short for pairs and queries, or there are too few
       keys.
   """
-  slots = (length - 2 * pairs) // 2
-  if length % 2 or slots < pairs:
+  gaps = (length - 2 * pairs) // 2  # there are, two tokens each
+  if length % 2 or gaps < pairs:
     raise ValueError(
         'length must be even and at least 4 pairs; got'
         f' length={length}, pairs={pairs}'
@@ -51,7 +51,7 @@ def generate(
         f' got {pairs}'
     )
   rng = np.random.default_rng(seed)
-  weights = np.arange(1, slots + 1) ** (power - 1)
+  weights = np.arange(1, gaps + 1) ** (power - 1)
   weights /= weights.sum()
   tokens = rng.integers(1, vocab, (count, length))
   targets = np.zeros((count, length), np.int32)
@@ -60,9 +60,9 @@ def generate(
     keys = 1 + rng.choice(half - 1, pairs, replace=False)
     values = half + rng.choice(vocab - half, pairs, replace=False)
     tokens[row, : 2 * pairs] = np.stack([keys, values], axis=1).ravel()
-    gaps = rng.choice(slots, pairs, replace=False, p=weights)
-    places = 2 * pairs + 2 * gaps
-    tokens[row, places] = keys
-    targets[row, places] = values
-    mask[row, places] = 1
+    chosen = rng.choice(gaps, pairs, replace=False, p=weights)
+    positions = 2 * pairs + 2 * chosen
+    tokens[row, positions] = keys
+    targets[row, positions] = values
+    mask[row, positions] = 1
   return {'tokens': tokens.astype(np.int32), 'targets': targets, 'mask': mask}

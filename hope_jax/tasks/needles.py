@@ -263,26 +263,26 @@ def _row(
       list(encode(NEEDLE.format(name=name, code=code)))
       for name, code in needles
   ]
-  room = length - sum(map(len, (head, tail, answer, *hidden)))
-  if room < 0 and not bare:
+  free = length - sum(map(len, (head, tail, answer, *hidden)))
+  if free < 0 and not bare:
     raise ValueError(
         f'length must hold needles, question and answer; got length={length},'
-        f' which is {-room} too few'
+        f' which is {-free} too few'
     )
   hay = []
   while True:
     sentence = list(encode(_sentence(kind, rng, len(hay))))
-    room -= len(sentence)
-    if room < 0:
+    free -= len(sentence)
+    if free < 0:
       break
     hay.append(sentence)
-  places = (shares[order] * (len(hay) + 1)).astype(int).clip(max=len(hay))
+  positions = (shares[order] * (len(hay) + 1)).astype(int).clip(max=len(hay))
   first = next(i for i, (name, _) in enumerate(needles) if name in asked)
-  # From the last place on, so that earlier places stay where they are.
-  for place, needle in reversed(list(zip(places, hidden))):
-    hay.insert(place, needle)
+  # The last first, so that earlier positions stay what they are.
+  for position, needle in reversed(list(zip(positions, hidden))):
+    hay.insert(position, needle)
   size = max(len(hay) - len(hidden), 1)
-  return head + sum(hay, []) + tail, answer, places[first] / size
+  return head + sum(hay, []) + tail, answer, positions[first] / size
 
 
 def _names(rng, count: int) -> list[str]:

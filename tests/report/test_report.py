@@ -3,6 +3,8 @@
 import base64
 import copy
 import html.parser
+import json
+import pathlib
 import re
 from xml.etree import ElementTree
 
@@ -10,6 +12,9 @@ import pytest
 
 from hope_jax.report import page
 from hope_jax.report import text as report
+
+ROOT = pathlib.Path(__file__).parents[2]
+REPORTS = sorted(ROOT.glob('experiments/results/*.json'))
 
 
 def values(*pairs):
@@ -105,6 +110,14 @@ def test_the_numbers_are_there(render):
   ):
     assert number in text, number
   assert report.verdict(RESULTS['second_reading'])[:60] in text
+
+
+@pytest.mark.parametrize('path', REPORTS, ids=lambda path: path.stem)
+def test_what_was_reported_before_is_reported_still(path):
+  """If it fails, the report of an earlier run can no longer be looked at."""
+  results = json.loads(path.read_text())
+  bits = f'{results["heldout"]["bits_per_byte"]:.3f}'
+  assert bits in report.as_text(results) and bits in page.as_html(results)
 
 
 def test_text_fits_a_terminal():

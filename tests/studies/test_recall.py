@@ -14,6 +14,7 @@ from hope_jax.data import tokenizer
 from hope_jax.report import charts
 from hope_jax.studies import grid, recall, runner
 from hope_jax.studies.task import Cell
+from hope_jax.tasks import needles
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -147,3 +148,24 @@ def test_states_are_compared_on_the_same_numbers_of_pairs():
   assert len(found) == 2
   for line in found:
     assert len({y for _, y in re.findall(r'[ML] (\S+) (\S+)', line)}) == 1
+
+
+@pytest.mark.parametrize('task', needles.TASKS)
+def test_texts_of_the_tiny_needles_hold_theirs(task):
+  """If it fails, the first try of a reader ends in the middle."""
+  study = grid.load(str(ROOT / 'experiments' / 'needles.py:tiny'))
+
+  def encode(text):
+    return list(text.encode())
+
+  assert task in study.columns
+  lengths = study.lengths
+  needles.pack(
+      task, 0, study.counts['train'], length=lengths['train'], encode=encode
+  )
+  for seed in range(20):
+    for depth in lengths['depths']:
+      needles.generate(
+          task, seed, 1, length=min(lengths['test']), depth=depth,
+          encode=encode,
+      )
