@@ -41,13 +41,13 @@ def recall(axes, long):
   for i, (form, color, label) in enumerate(bars):
     reading = long['second_reading'][form]
     saved = reading['control - carried']
-    places = [x + 0.36 * (i - 0.5) for x in range(len(saved))]
+    centres = [x + 0.36 * (i - 0.5) for x in range(len(saved))]
     axes.bar(
-        places, [s['mean'] for s in saved], 0.34, color=color, label=label,
+        centres, [s['mean'] for s in saved], 0.34, color=color, label=label,
         yerr=[s['error'] for s in saved], ecolor=INK, capsize=2,
     )
     if form == 'on':
-      for x, s in zip(places, saved):
+      for x, s in zip(centres, saved):
         axes.text(x, s['mean'] + s['error'] + 0.004, f'{s["mean"]:.2f}',
                   ha='center', fontsize=8)
   distances = [f'{d:,}' for d in reading['distances']]

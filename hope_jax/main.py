@@ -22,6 +22,7 @@ eval and generate take the configuration from the workdir; they too accept
 
 from collections.abc import Sequence
 import importlib
+import os
 import sys
 import textwrap
 from typing import Any, NamedTuple
@@ -160,6 +161,13 @@ def _help(args: Sequence[str]) -> str:
   return '\n\n'.join([*parts, _wrapped(every, '', '  '), fields.as_text(kind)])
 
 
+def _show(text: str) -> None:
+  try:
+    print(text, flush=True)
+  except BrokenPipeError:  # `--help | head`: nobody reads on.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _parse(args: Sequence[str]) -> tuple[str, Any, list[tuple[str, str]]]:
   """Returns the command, the values of the flags, and the changed fields."""
   rest, overrides = experiment.split(args)
@@ -211,7 +219,7 @@ def main(args: Sequence[str]) -> int:
   helping = ('-h', '--help', '--helpfull', '--help_config')
   try:
     if not args or any(arg.partition('=')[0] in helping for arg in args):
-      print(_help(args))
+      _show(_help(args))
       return 0
     return _run(args)
   except (ConfigError, flags.Error) as error:

@@ -214,6 +214,15 @@ def test_help(capsys):
   assert "did you mean 'model.continuum'?" in capsys.readouterr().err
 
 
+def test_help_into_a_pipe_that_closes():
+  """If it fails, `--help | head` ends in a trace."""
+  done = subprocess.run(
+      f'{sys.executable} -m hope_jax.main --help | head -n 1', shell=True,
+      cwd=ROOT, text=True, capture_output=True, check=True,
+  )
+  assert done.stdout.startswith('Train') and done.stderr == ''
+
+
 def test_commands_exist():
   """If it fails, a command that is advertised ends in an ImportError."""
   for entry in main_lib.COMMANDS.values():
