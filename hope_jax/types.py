@@ -38,3 +38,7 @@ import jax
 
 Array = jax.Array
 PyTree = Any
+
+
+class UnsupportedError(ValueError):
+  """A choice that cannot run on this device or for these sizes; one line."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 import dataclasses
 import difflib
+import functools
 import types
 import typing
 from typing import Any, Literal
@@ -44,6 +45,12 @@ def options_of(kind: Any) -> tuple[Any, ...]:
   return (kind,)
 
 
+@functools.cache
+def hints_of(kind: type) -> Mapping[str, Any]:
+  """Returns the types of a dataclass's fields, by name."""
+  return typing.get_type_hints(kind)
+
+
 def build(kind: type, values: Any, path: str = '') -> Any:
   """Builds the dataclass `kind` from nested mappings.
 
@@ -64,7 +71,7 @@ def build(kind: type, values: Any, path: str = '') -> Any:
       isinstance(values, Mapping) or hasattr(values, 'items'),
       f'{path or "config"} must be a group of fields; got {values!r}',
   )
-  hints = typing.get_type_hints(kind)
+  hints = hints_of(kind)
   names = [f.name for f in dataclasses.fields(kind)]
   kwargs = {}
   for name, value in values.items():

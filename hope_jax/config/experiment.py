@@ -15,7 +15,7 @@ import re
 import typing
 from typing import Any
 
-from hope_jax.config.build import ConfigError, nearest, options_of
+from hope_jax.config.build import ConfigError, hints_of, nearest, options_of
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 # Where the experiments that come with the package are: inside it once it is
@@ -81,7 +81,7 @@ def _value(name: str, text: str, kind: Any) -> Any:
     if not dataclasses.is_dataclass(kind):
       kind = Any  # Below a field of free names, such as optimizer.options.
       break
-    kind = typing.get_type_hints(kind).get(part, Any)
+    kind = hints_of(kind).get(part, Any)
   kinds = options_of(kind)
   if text.lower() == 'none' and type(None) in kinds:
     return None

@@ -73,7 +73,7 @@ from hope_jax.nested.titans_tile import (
   tile_params,
   tile_step,
 )
-from hope_jax.types import Array
+from hope_jax.types import Array, UnsupportedError
 
 
 class TitansState(NamedTuple):
@@ -159,7 +159,7 @@ def _runs_as_kernel(options: Options, x: Streams, sizes) -> bool:
       width, width, sizes.tile, x.q.dtype, sizes.interpret
   ) or planning.too_large(sizes)
   if obstacle is not None and options.implementation == 'pallas_tpu':
-    raise ValueError(f"implementation='pallas_tpu' {obstacle}")
+    raise UnsupportedError(f"implementation='pallas_tpu' {obstacle}")
   if obstacle is not None and device()[0] == 'tpu':
     warnings.warn(
         f'the XLA form stands in for the TPU kernel, which {obstacle}',

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from hope_jax import sharding
-from hope_jax.types import Array, PyTree
+from hope_jax.config import ConfigError
+from hope_jax.types import Array, PyTree, UnsupportedError
 
 
 class TrainState(NamedTuple):
@@ -31,10 +32,16 @@ def param_shapes(
 
   Returns:
     A tree of jax.ShapeDtypeStruct with shardings.
+
+  Raises:
+    ConfigError: a choice of the model cannot run here.
   """
-  boxed = jax.eval_shape(
-      lambda: _init_params(model, sequence_length, jax.random.key(0))
-  )
+  try:
+    boxed = jax.eval_shape(
+        lambda: _init_params(model, sequence_length, jax.random.key(0))
+    )
+  except UnsupportedError as error:
+    raise ConfigError(str(error)) from error
   return jax.tree.map(
       lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
       sharding.unbox(boxed),

@@ -14,7 +14,7 @@ from hope_jax.kernels.dgd.devices import device
 from hope_jax.kernels.dgd.reference import Packed
 from hope_jax.kernels.dgd.tpu import planning
 from hope_jax.kernels.dgd.tpu import recurrence as tpu
-from hope_jax.types import Array
+from hope_jax.types import Array, UnsupportedError
 
 # (q, k, u, eta, log_alpha, state, packed, *, read, tile, erase, precision,
 # save_states, interpret) -> (o, states), arguments as `api.dgd_recurrence` has
@@ -127,7 +127,7 @@ def choose(
     stacklevel: of the warning that 'xla' stands in for what 'auto' prefers.
 
   Raises:
-    ValueError: the implementation that was named cannot run this.
+    UnsupportedError: the implementation that was named cannot run this.
   """
 
   def tile_of(entry):
@@ -138,7 +138,7 @@ def choose(
     entry = IMPLEMENTATIONS[name]
     obstacle = entry.obstacle(problem(tile_of(entry)))
     if obstacle is not None:
-      raise ValueError(f'implementation={name!r} {obstacle}')
+      raise UnsupportedError(f'implementation={name!r} {obstacle}')
     return entry, tile_of(entry)
   # An interpreted kernel is one of a TPU.
   platform = 'tpu' if problem(1).interpret else device()[0]
