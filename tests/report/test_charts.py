@@ -114,3 +114,33 @@ def test_bars_carry_their_values():
   drawing = charts.bars('t', [('a', 2.0), ('mine', 1.5)], own='mine')
   assert {'a', 'mine', '2.000', '1.500'} < set(texts(drawing))
   assert charts.COLOURS[0] in drawing
+
+
+def test_panels_share_their_axes():
+  """If it fails, two paths that look alike are not."""
+  parts = [
+      (name, [charts.Line('', [(0, 0), (1, top)], colour=i)])
+      for i, (name, top) in enumerate((('a', 1), ('b', 2), ('c', 4)))
+  ]
+  drawing = charts.panels(
+      't', parts, x=charts.Axis('r'), y=charts.Axis('theta')
+  )
+  assert {'a', 'b', 'c', 'r', 'theta'} < set(texts(drawing))
+  found = polylines(drawing)
+  heights = [
+      np.ptp(found[charts.COLOURS[i]][0][:, 1]) for i in range(len(parts))
+  ]
+  np.testing.assert_allclose(
+      np.array(heights) / heights[0], [1, 2, 4], rtol=1e-3
+  )
+
+
+def test_a_logarithmic_axis_says_its_numbers_plainly():
+  """If it fails, a loss is labelled as a power, or equal factors differ."""
+  line = charts.Line('', [(0, 0.01), (1, 0.1), (2, 1.0)], colour=0)
+  drawing = charts.lines(
+      't', [line], x=charts.Axis('x'), y=charts.Axis('y', log=True)
+  )
+  assert {'0.01', '0.1', '1'} < set(texts(drawing))
+  heights = polylines(drawing)[charts.COLOURS[0]][0][:, 1]
+  np.testing.assert_allclose(*-np.diff(heights), rtol=1e-3)
