@@ -6,8 +6,9 @@ import math
 import statistics
 from typing import Any
 
+from hope_jax import run as run_lib
 from hope_jax.config import Config, ConfigError, StudyConfig
-from hope_jax.studies import tables, training
+from hope_jax.studies import tables
 from hope_jax.studies.results import Entries, Result, by_cell
 from hope_jax.studies.task import Cell, Task
 
@@ -35,7 +36,7 @@ def run(
   config = dataclasses.replace(
       config, data=dataclasses.replace(config.data, source=cell.column)
   )
-  trained = training.on_text(config)
+  trained = run_lib.train(config)
   if trained.stopped == 'time':
     raise ConfigError(
         'an ablation compares runs of equal length, and train.max_seconds='

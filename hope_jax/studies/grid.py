@@ -67,6 +67,7 @@ def config_of(study: StudyConfig, cell: Cell) -> Config:
   model = settings(study, cell).get('model', {})
   name = model.get('architecture', ModelConfig.architecture)
   shared = _shared(study, cell)
+  architectures.require_known(name)
   if 'model' in shared:
     fixed = architectures.ARCHITECTURES[name].fixed
     kept = _read(

@@ -12,12 +12,12 @@ because here each single step is timed and its loss kept, and because one
 compiled step serves all rates and seeds of an optimizer.
 """
 
-from collections.abc import Callable, Mapping
-import contextlib
+from collections.abc import Mapping
+from contextlib import nullcontext
 import dataclasses
 import math
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,114 +26,72 @@ import optax
 
 from hope_jax import config as config_lib
 from hope_jax import optim, sharding
-from hope_jax.config import Config, StudyConfig
+from hope_jax.config import Config, OptimizerConfig, StudyConfig
 from hope_jax.models.layers import delta_gradients
-from hope_jax.optim import factory
+from hope_jax.optim import factory, registry
 from hope_jax.report import charts
 from hope_jax.report import optimizers as report
-from hope_jax.studies.problems import (
-  FREQUENCY,
-  WAVE,
-  Problem,
-  problem_of,
-)
+from hope_jax.studies.problems import FREQUENCY, WAVE, Problem, problem_of
 from hope_jax.studies.results import Result
 from hope_jax.studies.task import Cell, Task
 from hope_jax.train.state import TrainState
 from hope_jax.train.step import make_train_step
-from hope_jax.types import Array
 
-RMS = 0.2  # of an update of AdamW, which Muon and M3 are brought to
 _POINTS = 50  # of a learning curve that is kept
-
-
-class Rule(NamedTuple):
-  """An optimizer to compare."""
-
-  make: Callable[[], optax.GradientTransformation]  # with a learning rate of 1
-  rate: float  # where its search starts
-  # The rate of leaves that are no matrices, where it is not the searched one.
-  other_rate: float | None = None
-  dense: Callable[[], Any] = contextlib.nullcontext  # around the tracing
-
-
-def _adamuon() -> optax.GradientTransformation:
-  """Muon's direction divided by the root of its own second moment."""
-
-  def match(updates, _):
-    return jax.tree.map(
-        lambda u: RMS * u / (jnp.sqrt(jnp.mean(u * u)) + 1e-30), updates
-    )
-
-  matrices = optax.chain(
-      optim.scale_by_muon(),
-      optax.scale_by_adam(b1=0.0, b2=0.95),
-      optax.stateless(match),
-      optax.scale(-1.0),
-  )
-  return optax.partition(
-      {'matrix': matrices, 'other': _adamw()}, optim.matrix_labels
-  )
-
-
-def _adamw() -> optax.GradientTransformation:
-  return optax.adamw(1.0, weight_decay=0.0)
-
-
-RULES = {
-    'adamw': Rule(_adamw, 3e-3),
-    'muon': Rule(lambda: optim.muon(1.0, consistent_rms=RMS), 3e-3),
-    'adamuon': Rule(_adamuon, 3e-3),
-    'm3': Rule(lambda: optim.m3(1.0, rms=RMS), 3e-3),
-    'dgd': Rule(lambda: optim.dgd(1.0), 3e-2, 3e-3, delta_gradients),
-    'momentum': Rule(lambda: optax.sgd(1.0, momentum=0.9), 3e-2),
-    'delta_momentum': Rule(lambda: optim.delta_momentum(1.0), 3e-2),
-    'deep_momentum': Rule(lambda: optim.deep_momentum(1.0), 1e-1),
+# Fields of `OptimizerConfig`: for Muon the root mean square of AdamW's updates,
+# for AdamW the decays of optax. All else is an optimizer's own default.
+FIELDS = {
+    'adamw': {'b2': 0.999},
+    'muon': {'options': {'consistent_rms': 0.2}},
+    'adamuon': {'options': {'rms_over': 'leaf'}},
 }
 
 
-class _RateState(NamedTuple):
-  rate: Array  # float32 []
-  step: Array  # int32 [], steps made
+def _optimizer(row: str, config: OptimizerConfig) -> OptimizerConfig:
+  """The optimizer of a row at a learning rate of 1, scheduled by `config`."""
+  return OptimizerConfig(
+      name=row,
+      learning_rate=1.0,
+      final_learning_rate=config.final_learning_rate,
+      warmup_steps=config.warmup_steps,
+      clip_norm=config.clip_norm,
+      weight_decay=0.0,
+      **FIELDS.get(row, {}),
+  )
 
 
-def _scale_by_rate(
-    schedule: optax.Schedule, other_rate: float | None
-) -> optax.GradientTransformation:
-  """Multiplies updates by the schedule's share of a rate in the state."""
+def _scale_by_rate(other_rate: float | None) -> optax.GradientTransformation:
+  """Multiplies updates by a rate that is the state."""
 
   def init(params):
     del params
-    return _RateState(jnp.float32(0), jnp.int32(0))
+    return jnp.float32(0)
 
-  def update(updates, state, params=None):
+  def update(updates, rate, params=None):
     del params
-    other = state.rate if other_rate is None else other_rate
-    share = schedule(state.step)
-    updates = jax.tree.map(
-        lambda label, u: share
-        * (state.rate if label == 'matrix' else other)
-        * u,
+    other = rate if other_rate is None else other_rate
+    scaled = jax.tree.map(
+        lambda label, u: (rate if label == 'matrix' else other) * u,
         optim.matrix_labels(updates),
         updates,
     )
-    return updates, state._replace(step=state.step + 1)
+    return scaled, rate
 
   return optax.GradientTransformation(init, update)
 
 
 class Trainer:
-  """Trains a problem with one rule; compiled once for all rates and seeds."""
+  """Trains a problem with one optimizer; compiled once for all runs."""
 
-  def __init__(self, problem: Problem, rule: Rule, config: Config):
-    self._problem, self._rule, self._steps = problem, rule, config.train.steps
-    schedule = factory.make_schedule(
-        dataclasses.replace(config.optimizer, learning_rate=1.0), self._steps
-    )
+  def __init__(self, problem: Problem, row: str, config: Config):
+    entry = registry.get(row)
+    self._problem, self._steps = problem, config.train.steps
+    self._dense = delta_gradients if entry.dot_general else nullcontext
     self._tx = optax.chain(
-        optax.clip_by_global_norm(config.optimizer.clip_norm),
-        rule.make(),
-        _scale_by_rate(schedule, rule.other_rate),
+        factory.make_optimizer(
+            _optimizer(row, config.optimizer), self._steps
+        ),
+        _scale_by_rate(entry.other_rate),
     )
     self._step = jax.jit(
         make_train_step(problem.loss_fn, self._tx), donate_argnums=0
@@ -141,10 +99,9 @@ class Trainer:
 
   def _begin(self, rate: float, seed: int) -> TrainState:
     params = self._problem.init(seed)
-    *inner, last = jax.jit(self._tx.init)(params)
-    last = last._replace(rate=jnp.float32(rate))
-    key = jax.random.key(seed)
-    return TrainState(jnp.int32(0), params, (*inner, last), key)
+    *inner, _ = jax.jit(self._tx.init)(params)
+    state = *inner, jnp.float32(rate)
+    return TrainState(jnp.int32(0), params, state, jax.random.key(seed))
 
   def run(self, rate: float, seed: int) -> dict[str, Any]:
     """Trains once; a loss that is no number ends the run."""
@@ -154,7 +111,7 @@ class Trainer:
       if problem.trace:
         trace.append(problem.trace(state.params))
       clock = time.perf_counter(), time.process_time()
-      with self._rule.dense():
+      with self._dense():
         state, metrics = self._step(state, batch)
       losses.append(float(metrics['loss']))
       wall.append(time.perf_counter() - clock[0])
@@ -204,7 +161,7 @@ def _trainer(cell: Cell, config: Config, study: StudyConfig) -> Trainer:
   made_of = cell.row, cell.column, config, study.images, study.vit
   if not _kept or _kept[0][0] != made_of:
     problem = problem_of(cell.column, config, study)
-    _kept[:] = [(made_of, Trainer(problem, RULES[cell.row], config))]
+    _kept[:] = [(made_of, Trainer(problem, cell.row, config))]
   return _kept[0][1]
 
 
@@ -355,9 +312,9 @@ TASK = Task(
     render,
     figures,
     columns=('landscape', 'text', 'digits', 'tfds'),
-    rows=tuple(RULES),
+    rows=registry.OPTIMIZERS,
     loss=report.heldout_loss,
-    first_rate=lambda config, row: RULES[row].rate,
+    first_rate=lambda config, row: registry.get(row).rate,
     data=_data,
     read=_read,
 )

@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from hope_jax import config as config_lib
+from hope_jax import run as run_lib
 from hope_jax import sharding
 from hope_jax.config import Config, ConfigError, architectures
 from hope_jax.data import pipeline
@@ -33,7 +34,7 @@ from hope_jax.models import factory as models
 from hope_jax.optim import frequency
 from hope_jax.report import page
 from hope_jax.report import text as report
-from hope_jax.studies import machine, training
+from hope_jax.studies import machine
 from hope_jax.studies.results import write_json, write_text
 from hope_jax.train import checkpoint as checkpoint_lib
 from hope_jax.train import setup
@@ -72,7 +73,7 @@ def run(
   with concurrent.futures.ThreadPoolExecutor(1) as background:
     # Counting and compressing take a few seconds; so does compiling.
     baselines = background.submit(_baselines, config)
-    result = training.on_text(config, checkpoint_step)
+    result = run_lib.train(config, checkpoint_step=checkpoint_step)
     baselines = baselines.result()
   step, params = int(result.state.step), result.state.params
   logged = [r for r in result.history if r['split'] == 'train']

@@ -1,6 +1,6 @@
 """What a kind of table brings to the runner of studies."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hope_jax.config import Config, StudyConfig
@@ -44,7 +44,7 @@ class Task(NamedTuple):
   counts: Sequence[str] = ()
   lengths: Sequence[str] = ()
   columns: Sequence[str] = ('*',)
-  rows: Sequence[str] = ('*',)
+  rows: Collection[str] = ('*',)
   # What a search for the learning rate makes small, and where it starts.
   loss: Callable[[Mapping[str, Any]], float] = _loss
   first_rate: Callable[[Config, str], float] = _configured_rate

@@ -1,4 +1,4 @@
-"""One run of a study: a model of its configuration, trained."""
+"""One run of a study on a task: a model of its configuration, trained."""
 
 from collections.abc import Callable
 import dataclasses
@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from hope_jax.config import Config, ConfigError
-from hope_jax.data import pipeline
-from hope_jax.evals import text
 from hope_jax.models import factory
 from hope_jax.tasks.labelling import Arrays, Epochs
 from hope_jax.train import loop, losses
@@ -28,38 +26,6 @@ class Trained(NamedTuple):
   params: PyTree
   # steps, stopped, loss, tokens_per_second (median), parameters, state_bytes.
   facts: dict[str, Any]
-
-
-def on_text(
-    config: Config, checkpoint_step: int | None = None
-) -> loop.Result:
-  """Trains on `config.data`; measures `train.eval_batches` of held-out text.
-
-  Each process reads its own share of the text.
-
-  Args:
-    config: the run.
-    checkpoint_step: go on from this checkpoint instead of the latest.
-  """
-  model = factory.language_model(config.model)
-  share = {
-      'process_index': jax.process_index(),
-      'process_count': jax.process_count(),
-  }
-
-  def evaluate(params):
-    batches = pipeline.heldout_batches(
-        config.data, config.train.eval_batches, **share
-    )
-    return text.evaluate(model, params, batches)
-
-  return loop.train(
-      model,
-      pipeline.train_batches(config.data, **share),
-      config,
-      evaluate=evaluate,
-      checkpoint_step=checkpoint_step,
-  )
 
 
 def on_labels(

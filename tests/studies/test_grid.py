@@ -7,6 +7,7 @@ import pytest
 
 from hope_jax.config import ConfigError, ModelConfig, StudyConfig
 from hope_jax.studies import grid
+from hope_jax.studies.task import Cell
 from tests.studies import command
 
 
@@ -29,38 +30,39 @@ def test_a_column_has_fields_of_its_own(small):
 def test_what_rows_share_is_for_those_that_read_it(small):
   """If it fails, a row is refused for a field that is another row's.
 
-  And a row's own field, which its architecture does not read, must get through
-  to the configuration, where it is refused.
+  A row's own field, which its architecture does not read, is refused.
   """
   _, study = small
   base = {
-      'model': {'dim': 8, 'attention_window': 3, 'titans': {'chunk': 4}},
+      'model': {'dim': 8, 'heads': 2, 'attention_window': 3,
+                'titans': {'chunk': 4, 'dgd': True}},
       'train': {'steps': 5},
   }
   rows = (
-      {'name': 'L', 'model': {'architecture': 'lstm', 'heads': 2}},
+      {'name': 'L', 'model': {'architecture': 'lstm'}},
       {'name': 'H', 'model': {'titans': {'projection_chunk': 4}}},
+      {'name': 'T', 'model': {'architecture': 'titans'}},
   )
   study = dataclasses.replace(study, base=base, rows=rows, columns=('x',))
-  asked = []
-
-  def reads(architecture, field):
-    asked.append((architecture, field))
-    return field == 'dim' or (
-        architecture == 'hope' and field == 'titans.chunk'
-    )
-
-  lstm, hope = (grid.config_of(study, c, reads) for c in grid.cells(study))
+  lstm, hope, titans = (grid.config_of(study, c) for c in grid.cells(study))
   default = ModelConfig()
-  assert lstm.model.dim == hope.model.dim == 8
-  assert lstm.model.titans == default.titans and lstm.model.heads == 2
+  assert lstm.model.dim == hope.model.dim == titans.model.dim == 8
+  assert lstm.model.titans.chunk == default.titans.chunk
   assert hope.model.titans.chunk == hope.model.titans.projection_chunk == 4
+  assert hope.model.titans.dgd and not titans.model.titans.dgd  # it is fixed
   assert hope.model.attention_window == default.attention_window
   assert lstm.train.steps == hope.train.steps == 5
-  assert ('lstm', 'heads') not in asked
   # What is written down is what the experiment says, for all rows alike.
-  (_, cell) = grid.cells(study)
+  cell = list(grid.cells(study))[1]
   assert grid.settings(study, cell)['model']['attention_window'] == 3
+  for row, complaint in (
+      ({'architecture': 'lstm', 'heads': 2}, 'heads is not read by'),
+      ({'architecture': 'titans', 'titans': {'dgd': True}}, 'titans.dgd is'),
+      ({'architecture': 'lstmm'}, "'lstm'"),
+  ):
+    wrong = dataclasses.replace(study, rows=({'name': 'R', 'model': row},))
+    with pytest.raises(ConfigError, match=complaint):
+      grid.config_of(wrong, Cell('R', 'x', 7))
 
 
 @pytest.mark.parametrize(

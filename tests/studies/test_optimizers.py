@@ -80,9 +80,9 @@ def test_a_study_resumes_and_is_the_same(tiny, monkeypatch):
 
 def test_an_unknown_optimizer():
   """If it fails, a slip in a name is found after hours of other rows."""
-  with pytest.raises(ConfigError, match="'adam' is none of adamw, muon"):
+  with pytest.raises(ConfigError, match="'adamm' is none of adamw, adam"):
     grid.load(
-        f'{FOLDER}/landscape.py:tiny', [('rows', "({'name': 'adam'},)")]
+        f'{FOLDER}/landscape.py:tiny', [('rows', "({'name': 'adamm'},)")]
     )
 
 
