@@ -29,7 +29,8 @@ class Problem(NamedTuple):
 
   init: Callable[[int], PyTree]  # seed -> parameters
   batches: Callable[[int], Iterable[PyTree]]  # seed -> one for each step
-  loss: Callable[[PyTree, PyTree], Array]  # parameters, batch -> mean loss
+  # (parameters, batch, dot_general of the layers or None) -> mean loss
+  loss: Callable[[PyTree, PyTree, Callable | None], Array]
   evaluate: Callable[[PyTree], dict[str, float]]  # held out; 'loss' and others
   # What to keep of the parameters of every step; nothing, where they are many.
   trace: Callable[[PyTree], list[float]] | None = None
@@ -55,12 +56,12 @@ def _landscape(config: StudyConfig) -> Problem:
       start = start + 0.1 * jax.random.normal(jax.random.key(seed), (1, 2))
     return {'w': start}
 
-  value = lambda params, _: landscape(*params['w'][0])
+  value = lambda params, *_: landscape(*params['w'][0])
   return Problem(
       init,
       lambda seed: itertools.repeat(None, config.steps),
       value,
-      lambda params: {'loss': float(value(params, None))},
+      lambda params: {'loss': float(value(params))},
       lambda params: np.asarray(params['w'][0]).tolist(),
   )
 
@@ -70,8 +71,10 @@ def _images(config: StudyConfig) -> Problem:
   shape = (1, config.images.image_size, config.images.image_size)
   blank = jnp.zeros((*shape, config.images.channels))
 
-  def nats(params, batch):
-    logits = model.apply({'params': params}, batch['images'])
+  def nats(params, batch, dot_general=None):
+    logits = model.clone(dot_general=dot_general).apply(
+        {'params': params}, batch['images']
+    )
     hit = jnp.argmax(logits, axis=-1) == batch['labels']
     return optax.softmax_cross_entropy_with_integer_labels(
         logits, batch['labels']
@@ -95,14 +98,13 @@ def _images(config: StudyConfig) -> Problem:
           model.init(jax.random.key(seed), blank)['params']
       ),
       batches,
-      lambda params, batch: jnp.mean(nats(params, batch)[0]),
+      lambda *args: jnp.mean(nats(*args)[0]),
       evaluate,
   )
 
 
 def _text(config: StudyConfig) -> Problem:
   model = language_model(config.model)
-  loss_fn = losses.make_loss_fn(model)
   blank = jnp.zeros((1, config.data.sequence_length), jnp.int32)
 
   @functools.cache
@@ -110,7 +112,8 @@ def _text(config: StudyConfig) -> Problem:
     data = dataclasses.replace(config.data, seed=seed)
     return list(itertools.islice(pipeline.train_batches(data), config.steps))
 
-  def loss(params, batch):
+  def loss(params, batch, dot_general=None):
+    loss_fn = losses.make_loss_fn(model.clone(dot_general=dot_general))
     nats, _ = loss_fn(params, batch, jax.random.key(0))
     return nats / jnp.maximum(jnp.sum(batch['mask']), 1)
 

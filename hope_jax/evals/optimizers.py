@@ -19,7 +19,6 @@ are clipped by their global norm. There is no weight decay.
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-import contextlib
 import datetime
 import json
 import math
@@ -41,7 +40,6 @@ from hope_jax import optim, sharding
 from hope_jax.config import ConfigError, MeshConfig, StudyConfig, experiment
 from hope_jax.evals import machine
 from hope_jax.evals.optimizer_problems import Problem, problem_of
-from hope_jax.models.layers import delta_gradients
 
 RMS = 0.2  # of an update of AdamW, which Muon and M3 are brought to
 CONVERGED = 0.01  # what counts as the bottom of the landscape
@@ -55,7 +53,7 @@ class Rule(NamedTuple):
   rate: float  # where its search starts
   # The rate of leaves that are no matrices, where it is not the searched one.
   other_rate: float | None = None
-  dense: Callable[[], Any] = contextlib.nullcontext  # around the tracing
+  dot_general: Callable | None = None  # of the model's layers
 
 
 def _adamuon() -> optax.GradientTransformation:
@@ -86,7 +84,9 @@ RULES = {
     'muon': Rule(lambda: optim.muon(1.0, consistent_rms=RMS), 3e-3),
     'adamuon': Rule(_adamuon, 3e-3),
     'm3': Rule(lambda: optim.m3(1.0, rms=RMS), 3e-3),
-    'dgd': Rule(lambda: optim.dgd(1.0), 3e-2, 3e-3, delta_gradients),
+    'dgd': Rule(
+        lambda: optim.dgd(1.0), 3e-2, 3e-3, optim.delta_dot_general()
+    ),
     'momentum': Rule(lambda: optax.sgd(1.0, momentum=0.9), 3e-2),
     'delta_momentum': Rule(lambda: optim.delta_momentum(1.0), 3e-2),
     'deep_momentum': Rule(lambda: optim.deep_momentum(1.0), 1e-1),
@@ -104,7 +104,9 @@ class Trainer:
     self._step = jax.jit(self._make_step, donate_argnums=(0, 1))
 
   def _make_step(self, params, state, batch, rate, share):
-    loss, grads = jax.value_and_grad(self._problem.loss)(params, batch)
+    loss, grads = jax.value_and_grad(self._problem.loss)(
+        params, batch, self._rule.dot_general
+    )
     updates, state = self._tx.update(grads, state, params)
     other = self._rule.other_rate
     rates = jax.tree.map(
@@ -128,10 +130,9 @@ class Trainer:
       if problem.trace:
         trace.append(problem.trace(params))
       clock = time.perf_counter(), time.process_time()
-      with self._rule.dense():
-        params, state, loss = self._step(
-            params, state, batch, rate, float(schedule(i + 1))
-        )
+      params, state, loss = self._step(
+          params, state, batch, rate, float(schedule(i + 1))
+      )
       losses.append(float(loss))
       wall.append(time.perf_counter() - clock[0])
       cpu.append(time.process_time() - clock[1])

@@ -6,8 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hope_jax.config import ModelConfig
-from hope_jax.models.layers import Dense, Norm
+from hope_jax.models.layers import Mixer, Norm
 from hope_jax.models.packing import Packing
 from hope_jax.sharding import constrain
 from hope_jax.types import Array, PyTree
@@ -104,7 +103,7 @@ def attend(
   return o[:, :length]
 
 
-class Attention(nn.Module):
+class Attention(Mixer):
   """Attends to the last `attention_window` tokens of the same document.
 
   Each head's queries and keys get an RMS norm, which Transformer++ has not, and
@@ -114,8 +113,6 @@ class Attention(nn.Module):
   pieces gives what it gives whole. Its state is a cache of that many keys and
   values.
   """
-
-  config: ModelConfig
 
   @nn.compact
   def __call__(
@@ -132,13 +129,12 @@ class Attention(nn.Module):
       [B, T, D] and the new state.
     """
     config = self.config
-    dtype = jnp.dtype(config.dtype)
     batch, length, dim = x.shape
     window, heads = config.attention_window, config.heads
     shape = (batch, length, heads, dim // heads)
 
     def project(name):
-      y = Dense(dim, ('embed', 'heads'), dtype, name=name)(x).reshape(shape)
+      y = self.into_heads(dim, name)(x).reshape(shape)
       y = constrain(y, 'batch', 'time', 'heads', 'head_dim')
       return y if name == 'v' else Norm(None, name=f'norm_{name}')(y)
 
@@ -175,7 +171,4 @@ class Attention(nn.Module):
         'v': v[:, -window:],
         'document': seen[:, -window:],
     }
-    out = Dense(
-        dim, ('heads', 'embed'), dtype, (2 * config.layers) ** -0.5, name='out'
-    )(o.reshape(x.shape))
-    return out, new_state
+    return self.out_of_heads()(o.reshape(x.shape)), new_state

@@ -10,10 +10,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hope_jax.config import ModelConfig, TitansConfig
+from hope_jax.config import TitansConfig
 from hope_jax.models.layers import (
   CausalConv,
-  Dense,
+  Mixer,
   Norm,
   in_stretches,
   memory_param,
@@ -70,10 +70,8 @@ def titans_options(config: TitansConfig, precision: str) -> titans.Options:
   )
 
 
-class MemoryMixer(nn.Module):
+class MemoryMixer(Mixer):
   """What mixers with a memory a head share: the streams in, the gate out."""
-
-  config: ModelConfig
 
   def streams(
       self, x: Array, tail: Array | None, packing: Packing
@@ -92,12 +90,9 @@ class MemoryMixer(nn.Module):
     """carry: the tail; xs: x and the packing's position and present."""
     x, position, present = xs
     model, config = self.config, self.config.titans
-    dtype = jnp.dtype(model.dtype)
 
     def project(name: str) -> Array:
-      return Dense(
-          model.dim, ('embed', 'heads'), dtype, name=f'project_{name}'
-      )(x)
+      return self.into_heads(model.dim, f'project_{name}')(x)
 
     if config.input_projection == 'streams':
       wide = jnp.concatenate([project(n) for n in ('q', 'k', 'v')], axis=-1)
@@ -129,12 +124,8 @@ class MemoryMixer(nn.Module):
     model = self.config
     dtype = jnp.dtype(model.dtype)
     o = Norm(None, name='norm_out')(o).reshape(x.shape).astype(dtype)
-    gate = nn.silu(Dense(model.dim, ('embed', 'heads'), dtype, name='gate')(x))
-    out = Dense(
-        model.dim, ('heads', 'embed'), dtype, (2 * model.layers) ** -0.5,
-        name='out',
-    )
-    return carry, out(gate * o)
+    gate = nn.silu(self.into_heads(model.dim, 'gate')(x))
+    return carry, self.out_of_heads()(gate * o)
 
 
 class SelfModifyingTitans(MemoryMixer):
