@@ -29,7 +29,7 @@ from hope_jax.models.layers import (
   DotGeneral,
   Mlp,
   Norm,
-  in_stretches,
+  in_tiles,
   partitioned,
   rematerialized,
 )
@@ -62,7 +62,7 @@ class Continuum(nn.Module):
     Returns:
       The residual stream after the levels.
     """
-    return in_stretches(Continuum._chain, self, fast, x)[1]
+    return in_tiles(Continuum._chain, self, fast, x)[1]
 
   def _chain(self, fast, x):
     """carry: the fast weights, which stand still; x: tokens."""

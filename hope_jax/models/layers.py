@@ -31,16 +31,16 @@ def rematerialized(part: Any, config: ModelConfig) -> Any:
 
 
 # Tokens that a rematerialised part of a block reads at a time.
-STRETCH = 512
+TILE = 512
 
 
-def in_stretches(
+def in_tiles(
     part: Callable, module: nn.Module, carry: PyTree, xs: PyTree
 ) -> tuple[PyTree, PyTree]:
-  """part(module, carry, xs), rematerialised, a stretch of tokens at a time.
+  """part(module, carry, xs), rematerialised, a tile of tokens at a time.
 
   What a part needs on the way (hidden layers, shifted copies) is then held for
-  one stretch and not for all tokens. The result does not depend on it.
+  one tile and not for all tokens. The result does not depend on it.
 
   Args:
     part: a method (module, carry, xs) -> (carry, ys) that reads tokens in
@@ -54,12 +54,12 @@ def in_stretches(
   """
   step = rematerialized(part, module.config)
   length = jax.tree.leaves(xs)[0].shape[1]
-  if module.config.remat == 'none' or length <= STRETCH:
+  if module.config.remat == 'none' or length <= TILE:
     return step(module, carry, xs)
-  whole = length // STRETCH * STRETCH
-  cut = lambda x: x[:, :whole].reshape(x.shape[0], -1, STRETCH, *x.shape[2:])
+  whole = length // TILE * TILE
+  cut = lambda x: x[:, :whole].reshape(x.shape[0], -1, TILE, *x.shape[2:])
   carry, ys = nn.scan(
-      # carry: the part's; xs: one stretch of each input, [B, C, ...].
+      # carry: the part's; xs: one tile of each input, [B, C, ...].
       nn.remat(part, prevent_cse=False),
       variable_broadcast='params',
       split_rngs={'params': False},
@@ -209,7 +209,7 @@ class CausalConv(nn.Module):
       position: Array | None,
       present: Array | None = None,
   ) -> tuple[Array, Array]:
-    """Convolves a piece of a stream.
+    """Convolves what comes next of a stream.
 
     Args:
       x: [B, T, D].

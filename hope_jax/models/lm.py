@@ -20,7 +20,7 @@ class LanguageModel(nn.Module):
 
       logits, state = model.apply({'params': params}, tokens, state)
 
-  A text may be fed in pieces of any length: handing the state over gives the
+  A text may be fed in calls of any length: handing the state over gives the
   logits of one long call, down to one token at a time.
 
   Attributes:

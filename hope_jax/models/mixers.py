@@ -15,7 +15,7 @@ from hope_jax.models.layers import (
   CausalConv,
   Mixer,
   Norm,
-  in_stretches,
+  in_tiles,
   memory_param,
   partitioned,
   recall_tap_init,
@@ -83,7 +83,7 @@ class MemoryMixer(Mixer):
       shape = (x.shape[0], before, 3 * model.dim)
       tail = jnp.zeros(shape, jnp.dtype(model.dtype))
     xs = x, packing.position, packing.present
-    tail, streams = in_stretches(MemoryMixer._streams, self, tail, xs)
+    tail, streams = in_tiles(MemoryMixer._streams, self, tail, xs)
     return streams, tail
 
   def _streams(self, tail, xs):
@@ -116,7 +116,7 @@ class MemoryMixer(Mixer):
 
   def output(self, x: Array, o: Array) -> Array:
     """O(silu(x W) * Norm(o)): what the layer adds, [B, T, D]."""
-    return in_stretches(MemoryMixer._output, self, None, (x, o))[1]
+    return in_tiles(MemoryMixer._output, self, None, (x, o))[1]
 
   def _output(self, carry, xs):
     """carry: nothing; xs: x and o."""

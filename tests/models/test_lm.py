@@ -133,16 +133,16 @@ def test_the_first_loss_is_that_of_a_guess(name):
 
 
 @ALL
-def test_pieces_and_single_tokens_give_the_whole(name):
+def test_calls_of_any_length_give_the_whole(name):
   """If this fails, generation and long texts see another model."""
   run, params = compiled(name), moved(name)
   whole, end, *_ = run(params, TOKENS)
-  pieces, state, start = [], None, 0
+  parts, state, start = [], None, 0
   for size in (11, *(1,) * 11) if name == 'hope' else (11, 7, 1, 1, 1, 1):
     logits, state, _ = run(params, TOKENS[:, start : start + size], state)
-    pieces.append(logits)
+    parts.append(logits)
     start += size
-  close(jnp.concatenate(pieces, axis=1), whole)
+  close(jnp.concatenate(parts, axis=1), whole)
   # The states agree too, and not only in what these tokens show of them.
   jax.tree.map(functools.partial(close, bound=1e-3), state, end)
 
@@ -315,7 +315,7 @@ def test_tied_embeddings_share_one_matrix():
 @pytest.mark.parametrize('name', ['hope_matrix', 'hope_attention'])
 def test_memory_and_loops_change_nothing(monkeypatch, name, changes):
   """If this fails, saving memory changes the model, its state or gradients."""
-  monkeypatch.setattr(layers, 'STRETCH', 8)  # two stretches and a rest
+  monkeypatch.setattr(layers, 'TILE', 8)  # two tiles and a rest
   ids = jnp.asarray([[1] * 9 + [2] * 13, [1] * 18 + [0] * 4])
 
   def run(**changes):
