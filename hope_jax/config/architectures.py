@@ -60,7 +60,10 @@ def _linear(rule: str, *reads: str) -> Architecture:
           'titans.input_projection': 'streams',
           'titans.conv_init': 'identity',
       },
-      reads=('heads', 'titans.conv', 'titans.conv_width', *reads),
+      reads=(
+          'heads', 'titans.conv', 'titans.conv_width', 'titans.implementation',
+          *reads,
+      ),
   )
 
 

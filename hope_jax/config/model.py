@@ -249,7 +249,7 @@ class ModelConfig:
   tie_embeddings: bool = False
   # Dtype of matrix products; parameters and states stay float32.
   dtype: Literal['float32', 'bfloat16'] = 'float32'
-  # What the backward pass computes anew: nothing but groups of the scan over
+  # What the backward pass computes anew: nothing but tiles of the scan over
   # tokens ('none'); each part of a block, so that its streams and a few memory
   # states stay ('parts'); the whole block, so that its input alone stays, at
   # the price of one more forward pass through the memories ('block').

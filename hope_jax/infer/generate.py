@@ -72,15 +72,15 @@ def _apply(model, params, tokens, state):
   return model.apply({'params': params}, tokens, state=state)
 
 
-# Tokens fed in one call. A text is cut into pieces of this length and the rest
-# into powers of two, so that all lengths share ten compiled programs.
-_PIECE = 512
+# Tokens fed in one call. A text is fed in calls of this length and the rest in
+# powers of two, so that all lengths share ten compiled programs.
+_LONGEST = 512
 
 
 def prefill(
     model, params: PyTree, tokens: Array, state: PyTree = None
 ) -> tuple[Array, PyTree]:
-  """Feeds tokens to the model, in pieces whose lengths repeat.
+  """Feeds tokens to the model, in calls whose lengths repeat.
 
   Args:
     model: the Flax module; hashable.
@@ -95,9 +95,9 @@ def prefill(
   logits, start, length = [], 0, tokens.shape[1]
   while start < length:
     left = length - start
-    size = _PIECE if left >= _PIECE else 1 << (left.bit_length() - 1)
-    piece, state = _apply(model, params, tokens[:, start : start + size], state)
-    logits.append(piece)
+    size = _LONGEST if left >= _LONGEST else 1 << (left.bit_length() - 1)
+    some, state = _apply(model, params, tokens[:, start : start + size], state)
+    logits.append(some)
     start += size
   return jnp.concatenate(logits, axis=1), state
 

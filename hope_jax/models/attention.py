@@ -6,14 +6,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hope_jax.config import ModelConfig
-from hope_jax.models.layers import Dense, Norm
+from hope_jax.models.layers import Mixer, Norm
 from hope_jax.models.packing import Packing
 from hope_jax.sharding import constrain
 from hope_jax.types import Array, PyTree
 
-BLOCK = 256  # queries
-GROUPS = 4  # of blocks
+TILE = 256  # queries
+SCANS = 4  # over tiles
 
 
 def rotate(x: Array, position: Array, base: float) -> Array:
@@ -37,10 +36,10 @@ def attend(
 ) -> Array:
   """Softmax attention of each query to the last `window` keys of its document.
 
-  Queries go in blocks, each rematerialised, so that memory grows with T and not
-  with T^2, and beyond the window so does time. Blocks go in groups, each with
-  the keys that its last block can see: in one group, half of the keys of all
-  blocks would be ahead of their queries.
+  Queries go in tiles, each rematerialised, so that memory grows with T and not
+  with T^2, and beyond the window so does time. There are a few scans, each with
+  the keys that its last tile can see: in one scan, half of the keys of all
+  tiles would be ahead of their queries.
 
   Args:
     q: [B, T, H, K]; the queries of the last T keys.
@@ -54,36 +53,36 @@ def attend(
     [B, T, H, K].
   """
   length, before = q.shape[1], k.shape[1] - q.shape[1]
-  block = min(BLOCK, length)
-  count = -(-length // block)
-  missing = count * block - length
-  most = window - 1 + block  # keys that the queries of a block can see
+  tile = min(TILE, length)
+  count = -(-length // tile)
+  missing = count * tile - length
+  most = window - 1 + tile  # keys that the queries of a tile can see
 
   def pad(x):
     return jnp.pad(x, ((0, 0), (0, missing)) + ((0, 0),) * (x.ndim - 2))
 
   keys = [None if x is None else pad(x) for x in (k, v, seen)]
 
-  def blocks(x):
-    x = pad(x).reshape(x.shape[0], count, block, *x.shape[2:])
+  def tiles(x):
+    x = pad(x).reshape(x.shape[0], count, tile, *x.shape[2:])
     return jnp.moveaxis(x, 1, 0)
 
-  queries = jnp.arange(count), blocks(q), blocks(document)
+  queries = jnp.arange(count), tiles(q), tiles(document)
 
-  def group(begin, end):
-    """Blocks begin to end, whose keys are `reach` at most."""
-    reach = min(before + end * block, most)
+  def scan(begin, end):
+    """Tiles begin to end, whose keys are `reach` at most."""
+    reach = min(before + end * tile, most)
 
     def step(_, xs):
-      """xs: index of the block, its queries [B, C, H, K], documents [B, C]."""
+      """xs: index of the tile, its queries [B, C, H, K], documents [B, C]."""
       i, q, document = xs
-      first = before + i * block  # key of the first query
-      start = jnp.clip(first + block - reach, 0)
+      first = before + i * tile  # key of the first query
+      start = jnp.clip(first + tile - reach, 0)
       k, v, seen = (
           x if x is None else jax.lax.dynamic_slice_in_dim(x, start, reach, 1)
           for x in keys
       )
-      behind = jnp.arange(block)[:, None] - jnp.arange(reach)
+      behind = jnp.arange(tile)[:, None] - jnp.arange(reach)
       distance = first - start + behind
       mask = ((distance >= 0) & (distance < window))[None]
       if seen is not None:
@@ -95,27 +94,25 @@ def attend(
     xs = jax.tree.map(lambda x: x[begin:end], queries)
     return jax.lax.scan(jax.checkpoint(step), None, xs)[1]
 
-  ends = [-(-count * n // GROUPS) for n in range(GROUPS)]
-  # From where the window is the limit, one group has the rest.
-  ends = [n for n in ends if before + n * block < most]
+  ends = [-(-count * n // SCANS) for n in range(SCANS)]
+  # From where the window is the limit, one scan has the rest.
+  ends = [n for n in ends if before + n * tile < most]
   ends = sorted({0, *ends, count})
-  o = jnp.concatenate([group(*pair) for pair in itertools.pairwise(ends)])
+  o = jnp.concatenate([scan(*pair) for pair in itertools.pairwise(ends)])
   o = jnp.moveaxis(o, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])
   return o[:, :length]
 
 
-class Attention(nn.Module):
+class Attention(Mixer):
   """Attends to the last `attention_window` tokens of the same document.
 
   Each head's queries and keys get an RMS norm, which Transformer++ has not, and
   rotary positions.
 
   The window is part of the model and not of a call, so that a text fed in
-  pieces gives what it gives whole. Its state is a cache of that many keys and
-  values.
+  several calls gives what it gives in one. Its state is a cache of that many
+  keys and values.
   """
-
-  config: ModelConfig
 
   @nn.compact
   def __call__(
@@ -132,13 +129,12 @@ class Attention(nn.Module):
       [B, T, D] and the new state.
     """
     config = self.config
-    dtype = jnp.dtype(config.dtype)
     batch, length, dim = x.shape
     window, heads = config.attention_window, config.heads
     shape = (batch, length, heads, dim // heads)
 
     def project(name):
-      y = Dense(dim, ('embed', 'heads'), dtype, name=name)(x).reshape(shape)
+      y = self.into_heads(dim, name)(x).reshape(shape)
       y = constrain(y, 'batch', 'time', 'heads', 'head_dim')
       return y if name == 'v' else Norm(None, name=f'norm_{name}')(y)
 
@@ -175,7 +171,4 @@ class Attention(nn.Module):
         'v': v[:, -window:],
         'document': seen[:, -window:],
     }
-    out = Dense(
-        dim, ('heads', 'embed'), dtype, (2 * config.layers) ** -0.5, name='out'
-    )(o.reshape(x.shape))
-    return out, new_state
+    return self.out_of_heads()(o.reshape(x.shape)), new_state

@@ -6,7 +6,8 @@
 `config.architectures` says which mixer, and which of the two follows it. A
 mixer is a module: (config)(x, state, packing) -> (y, state), of the normalised
 residual stream [B, T, D], what its last call returned (None: a fresh start) and
-the document structure of the batch.
+the document structure of the batch. `layers.Mixer` is a base for it, with the
+`dot_general` that some optimizers ask for.
 
 Not specified by the paper, which omits norms and residuals "for clarity"; this
 is the pre-norm layout of its authors' other models.
@@ -23,10 +24,12 @@ import jax.numpy as jnp
 
 from hope_jax.config import ModelConfig
 from hope_jax.config.architectures import ARCHITECTURES
+from hope_jax.config.build import require
 from hope_jax.models.layers import (
+  DotGeneral,
   Mlp,
   Norm,
-  in_stretches,
+  in_tiles,
   partitioned,
   rematerialized,
 )
@@ -45,6 +48,7 @@ class Continuum(nn.Module):
   """
 
   config: ModelConfig
+  dot_general: DotGeneral | None = None
 
   @nn.compact
   def __call__(self, x: Array, fast: tuple[PyTree, ...] = ()) -> Array:
@@ -58,13 +62,13 @@ class Continuum(nn.Module):
     Returns:
       The residual stream after the levels.
     """
-    return in_stretches(Continuum._chain, self, fast, x)[1]
+    return in_tiles(Continuum._chain, self, fast, x)[1]
 
   def _chain(self, fast, x):
     """carry: the fast weights, which stand still; x: tokens."""
     config = self.config
     levels = [
-        Level(config, name=f'level_{i}')
+        Level(config, self.dot_general, name=f'level_{i}')
         for i in range(len(config.continuum.periods))
     ]
     weights = None
@@ -84,6 +88,7 @@ class Level(nn.Module):
   """What one level adds to the residual stream: MLP(Norm(x))."""
 
   config: ModelConfig
+  dot_general: DotGeneral | None = None
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -95,6 +100,7 @@ class Level(nn.Module):
         max(8, hidden // 8 * 8),
         jnp.dtype(config.dtype),
         depth_gain=(2 * config.layers) ** -0.5,
+        dot_general=self.dot_general,
         name='mlp',
     )(y)
 
@@ -125,6 +131,7 @@ class Block(nn.Module):
   """One layer of any architecture; see the module docstring."""
 
   config: ModelConfig
+  dot_general: DotGeneral | None = None
 
   @nn.compact
   def __call__(
@@ -140,12 +147,21 @@ class Block(nn.Module):
     mixer = architecture.mixer
     if isinstance(mixer, str):
       mixer = pkgutil.resolve_name(mixer)
-    y, state = mixer(config, **architecture.options, name='mixer')(
+    options = dict(architecture.options)
+    if self.dot_general:
+      require(
+          hasattr(mixer, 'dot_general'),
+          f'the mixer of architecture {config.architecture!r} has no field'
+          ' dot_general, which the optimizer asks for',
+      )
+      options['dot_general'] = self.dot_general
+    y, state = mixer(config, **options, name='mixer')(
         Norm(name='norm_mixer')(x), state, packing
     )
     x = constrain(x + y, 'batch', 'time', None)
     if architecture.levels:
-      return Continuum(config, name='continuum')(x, fast), state
+      levels = Continuum(config, self.dot_general, name='continuum')
+      return levels(x, fast), state
     # SwiGLU has three matrices where an MLP has two: equal parameters.
     hidden = round(config.mlp_expansion * config.dim * 2 / 3 / 8) * 8
     mlp = rematerialized(Mlp, config)(
@@ -153,6 +169,7 @@ class Block(nn.Module):
         jnp.dtype(config.dtype),
         gated=True,
         depth_gain=(2 * config.layers) ** -0.5,
+        dot_general=self.dot_general,
         name='mlp',
     )
     return x + mlp(Norm(name='norm_mlp')(x)), state

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from hope_jax.config import ModelConfig
 from hope_jax.models.blocks import fast_shapes
+from hope_jax.models.layers import DotGeneral
 from hope_jax.models.lm import LanguageModel
 from hope_jax.nested import continuum, levels
 from hope_jax.sharding import constrain
@@ -47,9 +48,14 @@ class InContextModel(nn.Module):
   Parameters are those of `LanguageModel`; the levels' are initial states. A
   text may be fed in calls of any length. Segments must start at multiples of
   the fastest period: a start elsewhere gives NaN in its row.
+
+  Attributes:
+    config: sizes and choices.
+    dot_general: of every `Dense`.
   """
 
   config: ModelConfig
+  dot_general: DotGeneral | None = None
 
   @nn.compact
   def __call__(
@@ -64,11 +70,14 @@ class InContextModel(nn.Module):
 
     Args and Returns: as `LanguageModel`.
     """
-    model = LanguageModel(self.config)
+    model = LanguageModel(self.config, self.dot_general)
     nn.share_scope(self, model)
     if self.is_initializing():
       return model(tokens, segment_ids=segment_ids, positions=positions)
-    reader = _Reader(self.config, meta.unbox(self.variables['params']))
+    # A chunk is rematerialised as a whole.
+    config = dataclasses.replace(self.config, remat='none')
+    pure = LanguageModel(config, self.dot_general, parent=None)
+    reader = _Reader(pure, meta.unbox(self.variables['params']))
     logits, state, diagnostics = reader.read(tokens, state, segment_ids)
     if self.is_mutable_collection('diagnostics'):
       for name, value in diagnostics.items():
@@ -81,17 +90,14 @@ class InContextModel(nn.Module):
 class _Reader:
   """Reads a call chunk by chunk, with pure functions of the parameters."""
 
-  def __init__(self, config: ModelConfig, params: PyTree):
-    c = config.continuum
+  def __init__(self, model: LanguageModel, params: PyTree):
+    c = model.config.continuum
     self.options = continuum.Options(
         c.periods, c.learning_rates, c.variant, c.outer_gradient, c.accumulate
     )
     self.size = c.periods[0]
-    self.config = config
+    self.model = model
     self.params = params
-    # A chunk is rematerialised as a whole.
-    config = dataclasses.replace(config, remat='none')
-    self.model = LanguageModel(config, parent=None)
 
   def read(self, tokens, state, segment_ids):
     """Returns logits [B, T, E], the next state and diagnostics [N, ...]."""
@@ -147,7 +153,7 @@ class _Reader:
 
   def _start(self, batch: int) -> ContextState:
     fast = continuum.fast_state(
-        fast_shapes(self.config), self.options, (batch,)
+        fast_shapes(self.model.config), self.options, (batch,)
     )
     fast = jax.tree.map(
         lambda x: constrain(x, 'batch', *(None,) * (x.ndim - 1)), fast

@@ -1,19 +1,20 @@
 """Layers of every architecture: norms, projections, convolution, MLPs."""
 
-from collections.abc import Callable, Iterator
-import contextlib
+from collections.abc import Callable
+import dataclasses
 from typing import Any
 
-from flax.core import meta
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hope_jax import optim
 from hope_jax.config import ModelConfig
 from hope_jax.nested.memory import Memory
 from hope_jax.nested.memory import init as init_memory
 from hope_jax.types import Array, PyTree
+
+# (lhs, rhs, dimension_numbers, precision, preferred_element_type) -> product
+DotGeneral = Callable[..., Array]
 
 
 def partitioned(init, *names: str | None):
@@ -31,16 +32,16 @@ def rematerialized(part: Any, config: ModelConfig) -> Any:
 
 
 # Tokens that a rematerialised part of a block reads at a time.
-STRETCH = 512
+TILE = 512
 
 
-def in_stretches(
+def in_tiles(
     part: Callable, module: nn.Module, carry: PyTree, xs: PyTree
 ) -> tuple[PyTree, PyTree]:
-  """part(module, carry, xs), rematerialised, a stretch of tokens at a time.
+  """part(module, carry, xs), rematerialised, a tile of tokens at a time.
 
   What a part needs on the way (hidden layers, shifted copies) is then held for
-  one stretch and not for all tokens. The result does not depend on it.
+  one tile and not for all tokens. The result does not depend on it.
 
   Args:
     part: a method (module, carry, xs) -> (carry, ys) that reads tokens in
@@ -54,12 +55,12 @@ def in_stretches(
   """
   step = rematerialized(part, module.config)
   length = jax.tree.leaves(xs)[0].shape[1]
-  if module.config.remat == 'none' or length <= STRETCH:
+  if module.config.remat == 'none' or length <= TILE:
     return step(module, carry, xs)
-  whole = length // STRETCH * STRETCH
-  cut = lambda x: x[:, :whole].reshape(x.shape[0], -1, STRETCH, *x.shape[2:])
+  whole = length // TILE * TILE
+  cut = lambda x: x[:, :whole].reshape(x.shape[0], -1, TILE, *x.shape[2:])
   carry, ys = nn.scan(
-      # carry: the part's; xs: one stretch of each input, [B, C, ...].
+      # carry: the part's; xs: one tile of each input, [B, C, ...].
       nn.remat(part, prevent_cse=False),
       variable_broadcast='params',
       split_rngs={'params': False},
@@ -74,7 +75,10 @@ def in_stretches(
 
 
 class Norm(nn.Module):
-  """RMSNorm: x / rms(x) * (1 + scale), in float32, returned in x's dtype."""
+  """RMSNorm: x / rms(x) * (1 + scale), in float32, returned in x's dtype.
+
+  `flax.linen.RMSNorm` keeps 1 + scale, which weight decay would pull to zero.
+  """
 
   axis_name: str | None = 'embed'
   eps: float = 1e-6
@@ -94,17 +98,25 @@ class Norm(nn.Module):
 class Dense(nn.Module):
   """x W, no bias; parameters float32, product in `dtype`.
 
+  `flax.linen.Dense`, but that the product is one of two matrices, whatever the
+  axes of x: the gradient of W for an x of three axes would have its other
+  factor transposed first, on a CPU the slower of the two. And that it adds up
+  in float32.
+
   Attributes:
     features: output width.
     names: logical axes of W, input then output.
     dtype: compute dtype.
     gain: standard deviation of W times sqrt(input width).
+    dot_general: makes the product, as in Flax; `optim.delta_dot_general` gives
+      W the gradient of DGD. None: `jax.lax.dot_general`.
   """
 
   features: int
   names: tuple[str | None, str | None]
   dtype: Any
   gain: float = 1.0
+  dot_general: DotGeneral | None = None
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -114,35 +126,41 @@ class Dense(nn.Module):
         partitioned(init, *self.names),
         (x.shape[-1], self.features),
     )
-    # A product of matrices: the gradient of W for x of three axes would have
-    # its other factor transposed first, on a CPU the slower of the two.
-    y = jnp.matmul(
+    y = (self.dot_general or jax.lax.dot_general)(
         x.astype(self.dtype).reshape(-1, x.shape[-1]),
         kernel.astype(self.dtype),
+        (((1,), (0,)), ((), ())),
         preferred_element_type=jnp.float32,
     )
     return y.astype(self.dtype).reshape(*x.shape[:-1], self.features)
 
 
-@contextlib.contextmanager
-def delta_gradients() -> Iterator[None]:
-  """Within it, the weight of every `Dense` that is traced has DGD's gradient.
+class Mixer(nn.Module):
+  """What the mixers of a block have in common: their Dense layers.
 
-  See `optim.delta_dot`, here without the denominator; `optim.dgd` is the
-  optimizer that goes with it. Values and all other gradients are unchanged.
+  Attributes:
+    config: the model.
+    dot_general: of `Dense`.
   """
 
-  def product(next_fn, args, kwargs, context):
-    module = context.module
-    if not isinstance(module, Dense) or module.is_initializing():
-      return next_fn(*args, **kwargs)
-    (x,) = args
-    kernel = meta.unbox(module.get_variable('params', 'kernel'))
-    y = optim.delta_dot(x.astype(module.dtype), kernel.astype(module.dtype))
-    return y.astype(module.dtype)
+  config: ModelConfig
+  # By keyword, so that a mixer may have further fields without defaults.
+  dot_general: DotGeneral | None = dataclasses.field(default=None, kw_only=True)
 
-  with nn.intercept_methods(product):
-    yield
+  def into_heads(self, features: int, name: str) -> Dense:
+    """A projection of the residual stream."""
+    return Dense(
+        features, ('embed', 'heads'), jnp.dtype(self.config.dtype),
+        dot_general=self.dot_general, name=name,
+    )
+
+  def out_of_heads(self) -> Dense:
+    """The projection back, `out`: what a layer adds, small in a deep model."""
+    config = self.config
+    return Dense(
+        config.dim, ('heads', 'embed'), jnp.dtype(config.dtype),
+        (2 * config.layers) ** -0.5, self.dot_general, name='out',
+    )
 
 
 def tap_init(rng: Array, shape: tuple[int, ...]) -> Array:
@@ -192,7 +210,7 @@ class CausalConv(nn.Module):
       position: Array | None,
       present: Array | None = None,
   ) -> tuple[Array, Array]:
-    """Convolves a piece of a stream.
+    """Convolves what comes next of a stream.
 
     Args:
       x: [B, T, D].
@@ -246,23 +264,30 @@ class Mlp(nn.Module):
     gated: SwiGLU instead of GELU.
     depth_gain: gain of the output layer (1 / sqrt(2 layers) keeps the residual
       stream's size independent of depth).
+    dot_general: of `Dense`.
   """
 
   hidden: int
   dtype: Any
   gated: bool = False
   depth_gain: float = 1.0
+  dot_general: DotGeneral | None = None
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    up = Dense(self.hidden, ('embed', 'mlp'), self.dtype, name='up')(x)
+    def dense(features, names, name, gain=1.0):
+      return Dense(
+          features, names, self.dtype, gain, self.dot_general, name=name
+      )
+
+    up = dense(self.hidden, ('embed', 'mlp'), 'up')(x)
     if self.gated:
-      gate = Dense(self.hidden, ('embed', 'mlp'), self.dtype, name='gate')(x)
+      gate = dense(self.hidden, ('embed', 'mlp'), 'gate')(x)
       hidden = nn.silu(gate) * up
     else:
       hidden = nn.gelu(up)
-    return Dense(
-        x.shape[-1], ('mlp', 'embed'), self.dtype, self.depth_gain, name='down'
+    return dense(
+        x.shape[-1], ('mlp', 'embed'), 'down', self.depth_gain
     )(hidden)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from hope_jax.config import ModelConfig
 from hope_jax.models.blocks import Block
-from hope_jax.models.layers import Norm, partitioned
+from hope_jax.models.layers import DotGeneral, Norm, partitioned
 from hope_jax.models.packing import locate
 from hope_jax.sharding import constrain
 from hope_jax.types import Array, PyTree
@@ -20,11 +20,16 @@ class LanguageModel(nn.Module):
 
       logits, state = model.apply({'params': params}, tokens, state)
 
-  A text may be fed in pieces of any length: handing the state over gives the
+  A text may be fed in calls of any length: handing the state over gives the
   logits of one long call, down to one token at a time.
+
+  Attributes:
+    config: sizes and choices.
+    dot_general: of every `Dense`.
   """
 
   config: ModelConfig
+  dot_general: DotGeneral | None = None
 
   @nn.compact
   def __call__(
@@ -80,7 +85,7 @@ class LanguageModel(nn.Module):
         length=config.layers,
         unroll=config.unroll,
         metadata_params={nn.PARTITION_NAME: 'layers'},
-    )(config, name='layers')
+    )(config, self.dot_general, name='layers')
     x, layer_states = layers(
         x, None if state is None else state['layers'], fast, packing
     )

@@ -4,21 +4,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hope_jax.config import ModelConfig
-from hope_jax.models.layers import Dense, partitioned
+from hope_jax.models.layers import Dense, Mixer, partitioned
 from hope_jax.models.packing import Packing
 from hope_jax.types import Array, PyTree
 
 
-class Lstm(nn.Module):
+class Lstm(Mixer):
   """c_t = f c_{t-1} + i tanh(g), h_t = o tanh(c_t), width D.
 
   The gates [i, f, g, o] are x W + h_{t-1} U + b, with f's bias 1 at
   initialisation. Serial in time, in float32. It is the cell of Flax, for which
   documents that start inside a row and padding between them have no place.
   """
-
-  config: ModelConfig
 
   @nn.compact
   def __call__(
@@ -35,7 +32,10 @@ class Lstm(nn.Module):
       [B, T, D] and the new state.
     """
     batch, length, dim = x.shape
-    inputs = Dense(4 * dim, ('embed', 'heads'), jnp.float32, name='input')(x)
+    inputs = Dense(
+        4 * dim, ('embed', 'heads'), jnp.float32,
+        dot_general=self.dot_general, name='input',
+    )(x)
     recurrent = self.param(
         'recurrent',
         partitioned(nn.initializers.orthogonal(), 'embed', 'heads'),
@@ -64,8 +64,4 @@ class Lstm(nn.Module):
     (h, c), y = jax.lax.scan(
         step, carry, jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), xs)
     )
-    out = Dense(
-        dim, ('heads', 'embed'), jnp.dtype(self.config.dtype),
-        (2 * self.config.layers) ** -0.5, name='out',
-    )(jnp.moveaxis(y, 0, 1))
-    return out, {'h': h, 'c': c}
+    return self.out_of_heads()(jnp.moveaxis(y, 0, 1)), {'h': h, 'c': c}

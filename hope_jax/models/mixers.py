@@ -10,12 +10,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hope_jax.config import ModelConfig, TitansConfig
+from hope_jax.config import TitansConfig
 from hope_jax.models.layers import (
   CausalConv,
-  Dense,
+  Mixer,
   Norm,
-  in_stretches,
+  in_tiles,
   memory_param,
   partitioned,
   recall_tap_init,
@@ -66,10 +66,8 @@ def titans_options(config: TitansConfig, precision: str) -> titans.Options:
   return titans.Options(**same, **derived)
 
 
-class MemoryMixer(nn.Module):
+class MemoryMixer(Mixer):
   """What mixers with a memory a head share: the streams in, the gate out."""
-
-  config: ModelConfig
 
   def streams(
       self, x: Array, tail: Array | None, packing: Packing
@@ -81,19 +79,16 @@ class MemoryMixer(nn.Module):
       shape = (x.shape[0], before, 3 * model.dim)
       tail = jnp.zeros(shape, jnp.dtype(model.dtype))
     xs = x, packing.position, packing.present
-    tail, streams = in_stretches(MemoryMixer._streams, self, tail, xs)
+    tail, streams = in_tiles(MemoryMixer._streams, self, tail, xs)
     return streams, tail
 
   def _streams(self, tail, xs):
     """carry: the tail; xs: x and the packing's position and present."""
     x, position, present = xs
     model, config = self.config, self.config.titans
-    dtype = jnp.dtype(model.dtype)
 
     def project(name: str) -> Array:
-      return Dense(
-          model.dim, ('embed', 'heads'), dtype, name=f'project_{name}'
-      )(x)
+      return self.into_heads(model.dim, f'project_{name}')(x)
 
     if config.input_projection == 'streams':
       wide = jnp.concatenate([project(n) for n in ('q', 'k', 'v')], axis=-1)
@@ -117,7 +112,7 @@ class MemoryMixer(nn.Module):
 
   def output(self, x: Array, o: Array) -> Array:
     """O(silu(x W) * Norm(o)): what the layer adds, [B, T, D]."""
-    return in_stretches(MemoryMixer._output, self, None, (x, o))[1]
+    return in_tiles(MemoryMixer._output, self, None, (x, o))[1]
 
   def _output(self, carry, xs):
     """carry: nothing; xs: x and o."""
@@ -125,12 +120,8 @@ class MemoryMixer(nn.Module):
     model = self.config
     dtype = jnp.dtype(model.dtype)
     o = Norm(None, name='norm_out')(o).reshape(x.shape).astype(dtype)
-    gate = nn.silu(Dense(model.dim, ('embed', 'heads'), dtype, name='gate')(x))
-    out = Dense(
-        model.dim, ('heads', 'embed'), dtype, (2 * model.layers) ** -0.5,
-        name='out',
-    )
-    return carry, out(gate * o)
+    gate = nn.silu(self.into_heads(model.dim, 'gate')(x))
+    return carry, self.out_of_heads()(gate * o)
 
 
 class SelfModifyingTitans(MemoryMixer):

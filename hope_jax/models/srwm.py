@@ -16,19 +16,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hope_jax.config import ModelConfig
-from hope_jax.models.layers import Dense, partitioned
+from hope_jax.models.layers import Mixer, partitioned
 from hope_jax.models.packing import Packing
 from hope_jax.types import Array, PyTree
 
 
-class Srwm(nn.Module):
+class Srwm(Mixer):
   """The recurrence of the module docstring, H heads of width K = D / H.
 
   Serial in time, in float32.
   """
-
-  config: ModelConfig
 
   @nn.compact
   def __call__(
@@ -80,8 +77,5 @@ class Srwm(nn.Module):
         step, initial if state is None else state['w'],
         jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), xs),
     )
-    out = Dense(
-        dim, ('heads', 'embed'), jnp.dtype(config.dtype),
-        (2 * config.layers) ** -0.5, name='out',
-    )(jnp.moveaxis(y, 0, 1).reshape(x.shape))
-    return out, {'w': w}
+    y = jnp.moveaxis(y, 0, 1).reshape(x.shape)
+    return self.out_of_heads()(y), {'w': w}

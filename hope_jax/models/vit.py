@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from hope_jax.config import VitConfig
-from hope_jax.models.layers import Dense, Mlp, Norm, partitioned
+from hope_jax.models.layers import Dense, DotGeneral, Mlp, Norm, partitioned
 from hope_jax.types import Array
 
 # As `lm.INITIAL_LOGIT`.
@@ -21,6 +21,7 @@ class VitBlock(nn.Module):
   """x + Attention(Norm(x)), then x + MLP(Norm(x)); a body of `nn.scan`."""
 
   config: VitConfig
+  dot_general: DotGeneral | None = None
 
   @nn.compact
   def __call__(self, x: Array, _: None) -> tuple[Array, None]:
@@ -29,16 +30,22 @@ class VitBlock(nn.Module):
     gain = (2 * config.layers) ** -0.5
     batch, patches, dim = x.shape
 
+    def dense(names, name, gain=1.0):
+      return Dense(dim, names, dtype, gain, self.dot_general, name=name)
+
     y = Norm(name='norm_attention')(x)
     q, k, v = (
-        Dense(dim, ('embed', 'heads'), dtype, name=name)(y).reshape(
+        dense(('embed', 'heads'), name)(y).reshape(
             batch, patches, config.heads, dim // config.heads
         )
         for name in ('q', 'k', 'v')
     )
     y = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
-    x = x + Dense(dim, ('heads', 'embed'), dtype, gain, name='out')(y)
-    mlp = Mlp(config.hidden, dtype, depth_gain=gain, name='mlp')
+    x = x + dense(('heads', 'embed'), 'out', gain)(y)
+    mlp = Mlp(
+        config.hidden, dtype, depth_gain=gain, dot_general=self.dot_general,
+        name='mlp',
+    )
     return x + mlp(Norm(name='norm_mlp')(x)), None
 
 
@@ -48,10 +55,12 @@ class Vit(nn.Module):
   Attributes:
     config: sizes; `config.patch` divides S.
     classes: how many.
+    dot_general: of every `Dense`.
   """
 
   config: VitConfig
   classes: int
+  dot_general: DotGeneral | None = None
 
   @nn.compact
   def __call__(self, images: Array) -> Array:
@@ -81,7 +90,7 @@ class Vit(nn.Module):
         in_axes=nn.broadcast,
         length=config.layers,
         metadata_params={nn.PARTITION_NAME: 'layers'},
-    )(config, name='layers')
+    )(config, self.dot_general, name='layers')
     x, _ = layers(x, None)
     x = jnp.mean(Norm(name='norm')(x).astype(jnp.float32), axis=1)
     head = self.param(

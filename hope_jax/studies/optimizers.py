@@ -13,7 +13,6 @@ compiled step serves all rates and seeds of an optimizer.
 """
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 import dataclasses
 import math
 import time
@@ -27,7 +26,6 @@ import optax
 from hope_jax import config as config_lib
 from hope_jax import optim, sharding
 from hope_jax.config import Config, OptimizerConfig, StudyConfig
-from hope_jax.models.layers import delta_gradients
 from hope_jax.optim import factory, registry
 from hope_jax.report import charts
 from hope_jax.report import optimizers as report
@@ -86,16 +84,15 @@ class Trainer:
   def __init__(self, problem: Problem, row: str, config: Config):
     entry = registry.get(row)
     self._problem, self._steps = problem, config.train.steps
-    self._dense = delta_gradients if entry.dot_general else nullcontext
     self._tx = optax.chain(
         factory.make_optimizer(
             _optimizer(row, config.optimizer), self._steps
         ),
         _scale_by_rate(entry.other_rate),
     )
-    self._step = jax.jit(
-        make_train_step(problem.loss_fn, self._tx), donate_argnums=0
-    )
+    dot_general = entry.dot_general() if entry.dot_general else None
+    loss_fn = problem.make_loss_fn(dot_general)
+    self._step = jax.jit(make_train_step(loss_fn, self._tx), donate_argnums=0)
 
   def _begin(self, rate: float, seed: int) -> TrainState:
     params = self._problem.init(seed)
@@ -111,8 +108,7 @@ class Trainer:
       if problem.trace:
         trace.append(problem.trace(state.params))
       clock = time.perf_counter(), time.process_time()
-      with self._dense():
-        state, metrics = self._step(state, batch)
+      state, metrics = self._step(state, batch)
       losses.append(float(metrics['loss']))
       wall.append(time.perf_counter() - clock[0])
       cpu.append(time.process_time() - clock[1])

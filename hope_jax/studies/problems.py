@@ -29,7 +29,8 @@ class Problem(NamedTuple):
 
   init: Callable[[int], PyTree]  # seed -> parameters
   batches: Callable[[int], Iterable[PyTree]]  # seed -> one for each step
-  loss_fn: losses.LossFn
+  # `dot_general` of the layers, or None -> the loss.
+  make_loss_fn: Callable[[Callable | None], losses.LossFn]
   evaluate: Callable[[PyTree], dict[str, float]]  # held out; 'loss' and others
   # What to keep of the parameters of every step; nothing, where they are many.
   trace: Callable[[PyTree], list[float]] | None = None
@@ -68,7 +69,7 @@ def _landscape(config: Config) -> Problem:
   return Problem(
       init,
       lambda seed: itertools.repeat({'mask': np.ones(1)}, config.train.steps),
-      lambda params, batch, rng: (value(params), {}),
+      lambda dot_general: lambda params, batch, rng: (value(params), {}),
       lambda params: {'loss': float(value(params))},
       lambda params: np.asarray(params['w'][0]).tolist(),
   )
@@ -84,17 +85,21 @@ def _images(column: str, config: Config, study: StudyConfig) -> Problem:
   model = Vit(study.vit, data.classes)
   blank = jnp.zeros((1, data.image_size, data.image_size, data.channels))
 
-  def nats(params, batch):
+  def nats(model, params, batch):
     logits = model.apply({'params': params}, batch['images'])
     hit = jnp.argmax(logits, axis=-1) == batch['labels']
     return losses.token_nats(logits, batch['labels']), hit
+
+  def make_loss_fn(dot_general):
+    own = model.clone(dot_general=dot_general)
+    return lambda params, batch, rng: (jnp.sum(nats(own, params, batch)[0]), {})
 
   def batches(seed):
     stream = images_lib.train_batches(data, seed)
     for batch in itertools.islice(stream, config.train.steps):
       yield batch | {'mask': np.ones(len(batch['labels']), np.float32)}
 
-  score = jax.jit(nats)
+  score = jax.jit(functools.partial(nats, model))
   heldout = list(images_lib.heldout_batches(data, config.train.eval_batches))
 
   def evaluate(params):
@@ -107,7 +112,7 @@ def _images(column: str, config: Config, study: StudyConfig) -> Problem:
           model.init(jax.random.key(seed), blank)['params']
       ),
       batches,
-      lambda params, batch, rng: (jnp.sum(nats(params, batch)[0]), {}),
+      make_loss_fn,
       evaluate,
   )
 
@@ -135,6 +140,8 @@ def _text(config: Config) -> Problem:
           model.init(jax.random.key(seed), blank)['params']
       ),
       batches,
-      losses.make_loss_fn(model),
+      lambda dot_general: losses.make_loss_fn(
+          model.clone(dot_general=dot_general)
+      ),
       evaluate,
   )

@@ -47,7 +47,7 @@ def test_going_on(params):
   )
 
 
-def test_pieces_equal_one_call(params):
+def test_several_calls_equal_one(params):
   """If it fails, a long prompt is read otherwise than a short one.
 
   701 tokens are fed as 512 + 128 + 32 + 16 + 8 + 4 + 1.

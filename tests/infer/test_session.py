@@ -39,12 +39,12 @@ def test_loss_is_that_of_the_document(session, params):
   np.testing.assert_allclose(session.feed(TEXT), expected, rtol=1e-5)
 
 
-def test_reading_in_pieces(session, params):
+def test_reading_in_parts(session, params):
   """If it fails, memory depends on how a text was cut."""
   session.feed(TEXT)
   other = session_lib.Session(MODEL, params, ByteTokenizer())
-  for piece in (TEXT[:3], '', TEXT[3:4], TEXT[4:].encode()):
-    other.feed(piece)
+  for part in (TEXT[:3], '', TEXT[3:4], TEXT[4:].encode()):
+    other.feed(part)
   np.testing.assert_allclose(
       other.loss('next'), session.loss('next'), rtol=1e-5
   )

@@ -55,8 +55,8 @@ def test_it_learns_after_the_first_chunk(hope):
 
 
 @pytest.mark.parametrize('cut', [3, 4, 13])
-def test_pieces_are_the_whole(hope, cut):
-  """If this fails, a text in pieces is not the text."""
+def test_two_calls_are_one(hope, cut):
+  """If this fails, a text in two calls is not the text."""
   model, params, apply = hope
   whole, end = apply(TOKENS)
   first, state = apply(TOKENS[:, :cut])

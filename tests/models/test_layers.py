@@ -22,13 +22,13 @@ def _packing(documents):
 
 
 @pytest.mark.parametrize(
-    ('block', 'window'), [(256, 5), (2, 5), (2, 9), (1, 64)]
+    ('tile', 'window'), [(256, 5), (2, 5), (2, 9), (1, 64)]
 )
 def test_attention_is_softmax_over_window_and_document(
-    monkeypatch, block, window
+    monkeypatch, tile, window
 ):
   """If this fails, attention weighs, turns or masks other than it says."""
-  monkeypatch.setattr(attention, 'BLOCK', block)
+  monkeypatch.setattr(attention, 'TILE', tile)
   config = ModelConfig(
       architecture='transformer', dim=D, heads=2, layers=1,
       attention_window=window,
@@ -60,7 +60,7 @@ def test_attention_is_softmax_over_window_and_document(
 
 
 def test_a_cache_of_padding_alone_is_no_document():
-  """If this fails, a token attends to slots that never held one."""
+  """If this fails, a token attends to keys of no token."""
   config = ModelConfig(
       architecture='transformer', dim=D, heads=2, layers=1, attention_window=3
   )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hope_jax import optim
 from hope_jax.config import ContinuumConfig, ModelConfig, TitansConfig
 from hope_jax.models import layers
 from hope_jax.models.lm import LanguageModel
@@ -132,16 +133,16 @@ def test_the_first_loss_is_that_of_a_guess(name):
 
 
 @ALL
-def test_pieces_and_single_tokens_give_the_whole(name):
+def test_calls_of_any_length_give_the_whole(name):
   """If this fails, generation and long texts see another model."""
   run, params = compiled(name), moved(name)
   whole, end, *_ = run(params, TOKENS)
-  pieces, state, start = [], None, 0
+  parts, state, start = [], None, 0
   for size in (11, *(1,) * 11) if name == 'hope' else (11, 7, 1, 1, 1, 1):
     logits, state, _ = run(params, TOKENS[:, start : start + size], state)
-    pieces.append(logits)
+    parts.append(logits)
     start += size
-  close(jnp.concatenate(pieces, axis=1), whole)
+  close(jnp.concatenate(parts, axis=1), whole)
   # The states agree too, and not only in what these tokens show of them.
   jax.tree.map(functools.partial(close, bound=1e-3), state, end)
 
@@ -170,7 +171,7 @@ def test_packed_documents_are_what_they_are_alone(name):
 @MOST
 def test_rows_that_end_in_padding_can_go_on(name):
   """If this fails, texts of unequal length cannot share a batch."""
-  # A cache counts slots: it must have room for the padding as well.
+  # A window counts padding: it must be longer by that.
   attends = name in ('hope_attention', 'transformer')
   run = compiled(name, **({'attention_window': 64} if attends else {}))
   params = moved(name)
@@ -244,6 +245,47 @@ def test_a_gradient_reaches_every_parameter(name):
   jax.tree.map_with_path(check, gradient(initial(name)))
 
 
+@pytest.mark.parametrize(
+    'name',
+    [
+        'transformer', 'hope_attention', 'lstm', 'srwm', 'gated_deltanet',
+        pytest.param('hope_matrix', marks=pytest.mark.slow),
+    ],
+)
+def test_dot_general_makes_every_dense_product(name):
+  """If this fails, DGD trains other weights than those its optimizer steps.
+
+  Values stay; of the gradients those of the weights of `Dense` change, and no
+  other.
+  """
+  plain = LanguageModel(make_config(name))
+
+  def gradient(model):
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params):
+      logits, _ = model.apply({'params': params}, TOKENS)
+      return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - logits[..., 0])
+
+    return loss(moved(name))
+
+  value, expected = gradient(plain)
+  other, found = gradient(plain.clone(dot_general=optim.delta_dot_general()))
+  close(other, value)
+  changed = {
+      jax.tree_util.keystr(path, simple=True, separator='/')
+      for (path, a), b in zip(
+          jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected)
+      )
+      if np.abs(a - b).max() > 1e-3 * np.abs(b).max()
+  }
+  assert changed == {
+      jax.tree_util.keystr(path, simple=True, separator='/')
+      for path, _ in jax.tree_util.tree_leaves_with_path(found)
+      if path[-1].key == 'kernel' and path[-2].key != 'conv'
+  }
+
+
 @pytest.mark.parametrize('name', ['hope', 'transformer'])
 def test_bfloat16_stays_close(name):
   """If this fails, a norm, gate or state is kept in bfloat16."""
@@ -273,7 +315,7 @@ def test_tied_embeddings_share_one_matrix():
 @pytest.mark.parametrize('name', ['hope_matrix', 'hope_attention'])
 def test_memory_and_loops_change_nothing(monkeypatch, name, changes):
   """If this fails, saving memory changes the model, its state or gradients."""
-  monkeypatch.setattr(layers, 'STRETCH', 8)  # two stretches and a rest
+  monkeypatch.setattr(layers, 'TILE', 8)  # two tiles and a rest
   ids = jnp.asarray([[1] * 9 + [2] * 13, [1] * 18 + [0] * 4])
 
   def run(**changes):

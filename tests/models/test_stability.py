@@ -12,7 +12,7 @@ import pytest
 from hope_jax.config import ModelConfig, TitansConfig
 from hope_jax.models.lm import LanguageModel
 
-PIECE = 500
+CALL = 500
 
 
 def _streams(length):
@@ -33,7 +33,7 @@ def _streams(length):
 
 
 def _norms(memory, length):
-  """Largest norm of any memory matrix after each piece, [pieces, rows]."""
+  """Largest norm of any memory matrix after each call, [calls, rows]."""
   config = ModelConfig(
       dim=16, heads=2, layers=1, titans=TitansConfig(memory=memory),
       remat='none',
@@ -54,8 +54,8 @@ def _norms(memory, length):
     return state, jnp.max(largest, axis=0), jnp.max(jnp.abs(logits)), extra
 
   state, history = None, []
-  for start in range(0, length, PIECE):
-    state, norms, logit, extra = read(streams[:, start : start + PIECE], state)
+  for start in range(0, length, CALL):
+    state, norms, logit, extra = read(streams[:, start : start + CALL], state)
     assert np.isfinite(logit), f'not finite after {start} tokens'
     found = extra['diagnostics']['layers']['mixer']
     assert (found['max_write'] < 1).all()
