@@ -286,7 +286,7 @@ def adamuon(
   Example:
     >>> import jax, jax.numpy as jnp, optax
     >>> from hope_jax import optim
-    >>> tx = optim.adamuon(0.05)
+    >>> tx = optim.adamuon(0.1)
     >>> params = {'w': jnp.ones((4, 3)), 'bias': jnp.ones(3)}
     >>> loss = lambda p: jnp.sum(p['w'] ** 2) + jnp.sum(p['bias'] ** 2)
     >>> state = tx.init(params)

@@ -22,7 +22,7 @@ class TrainState(NamedTuple):
 def param_shapes(
     model, sequence_length: int, mesh: jax.sharding.Mesh
 ) -> PyTree:
-  """Returns shape, dtype and place of each parameter, without making any.
+  """Returns shape, dtype and sharding of each parameter, without making any.
 
   Args:
     model: a Flax module; `init(rng, tokens)` gives boxed parameters.
@@ -36,7 +36,7 @@ def param_shapes(
       lambda: _init_params(model, sequence_length, jax.random.key(0))
   )
   return jax.tree.map(
-      lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
       sharding.unbox(boxed),
       sharding.param_shardings(mesh, boxed),
   )
@@ -52,7 +52,7 @@ def state_shapes(
     optimizer: optax.GradientTransformation,
     mesh: jax.sharding.Mesh,
 ) -> TrainState:
-  """Returns shape, dtype and place of each array of a run, without making any.
+  """Returns shape, dtype and sharding of all arrays of a run, making none.
 
   Args:
     params: those of the parameters, from `param_shapes`.
@@ -65,7 +65,7 @@ def state_shapes(
   opt_state = jax.eval_shape(optimizer.init, params)
   whole = sharding.replicated(mesh)
   return jax.tree.map(
-      lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
       TrainState(
           jax.ShapeDtypeStruct((), jnp.int32),
           params,
