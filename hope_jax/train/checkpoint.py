@@ -2,7 +2,7 @@
 
 A checkpoint is `workdir/checkpoints/STEP`, written under another name and then
 renamed, so that one that is there is complete. It holds the parameters, the
-rest of the train state, the position of the data, the configuration, the
+rest of the train state, each process's position in the data, the config, the
 versions of the libraries, and a checksum of every array: the storage format
 notices a missing part, but returns other numbers for a flipped bit.
 
