@@ -125,7 +125,9 @@ def scale_by_deep_momentum(
     updates, linear, *layers = map(structure.unflatten, zip(*results))
     return updates, DeepMomentumState(linear, tuple(layers), state.start)
 
-  return optax.GradientTransformation(lambda p: _start(p, hidden), update)
+  return optax.GradientTransformation(
+      lambda params: _start(params, hidden), update
+  )
 
 
 def _start(params: PyTree, hidden: Sequence[int]) -> DeepMomentumState:

@@ -173,7 +173,9 @@ def scale_by_multi_scale_momentum(
         levels.append(level)
         reads.append(level.read)
     updates = jax.tree.map(
-        lambda g, *ms: sum(w * m for w, m in zip(weights, ms)).astype(g.dtype),
+        lambda g, *ms: jnp.asarray(
+            sum(w * m for w, m in zip(weights, ms)), g.dtype
+        ),
         updates,
         *reads,
     )

@@ -32,7 +32,7 @@ class MuonState(NamedTuple):
 class AdaMuonState(NamedTuple):
   """State of `scale_by_adamuon`."""
 
-  muon: MuonState
+  muon: PyTree  # MuonState
   second: PyTree  # v, like the parameters, float32 or wider
 
 
@@ -229,7 +229,7 @@ def scale_by_adamuon(
         directions,
         state.second,
     )
-    unbias = 1 - jnp.asarray(b2, float) ** inner.count
+    unbias = 1 - jnp.asarray(b2, float) ** (state.muon.count + 1)
 
     def adapt(o, v):
       d = o.astype(v.dtype) / (jnp.sqrt(v / unbias) + eps)

@@ -312,7 +312,7 @@ class Checkpoints:
     }
     try:
       with failures.logged_once():
-        read = self._manager().restore(
+        read: Any = self._manager().restore(
             step,
             args=ocp.args.Composite(about=ocp.args.JsonRestore(), **args),
         )

@@ -1,6 +1,6 @@
 """What a training run carries from step to step."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,11 +63,13 @@ def state_shapes(
     A state of jax.ShapeDtypeStruct with shardings.
   """
   opt_state = jax.eval_shape(optimizer.init, params)
-  whole = sharding.replicated(mesh)
+  # What stands for an array here has another type, hence Any.
+  step: Any = jax.ShapeDtypeStruct((), jnp.int32)
+  whole: Any = sharding.replicated(mesh)
   return jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
       TrainState(
-          jax.ShapeDtypeStruct((), jnp.int32),
+          step,
           params,
           opt_state,
           jax.eval_shape(jax.random.key, 0),
