@@ -191,7 +191,7 @@ def test_levels_with_a_period():
   assert setup.level_periods(config) == (1, 3)
   for change in (
       {'architecture': 'transformer'},
-      {'continuum': {'regime': 'in_context', 'periods': (1, 3),
+      {'continuum': {'regime': 'in_context', 'periods': (2, 6),
                      'learning_rates': (0.1, 0.1)}},
   ):
     other = standin.make_config(model=change)
