@@ -229,12 +229,12 @@ def param_shardings(mesh: jax.sharding.Mesh, boxed: PyTree) -> PyTree:
     A tree of the structure of `unbox(boxed)`.
   """
 
-  def place(leaf):
+  def named(leaf):
     names = leaf.names if _is_boxed(leaf) else (None,) * leaf.ndim
     value = leaf.value if _is_boxed(leaf) else leaf
     return NamedSharding(mesh, partition_spec(mesh, value.shape, names))
 
-  return jax.tree.map(place, boxed, is_leaf=_is_boxed)
+  return jax.tree.map(named, boxed, is_leaf=_is_boxed)
 
 
 def _keys(path) -> tuple[str, ...]:
@@ -251,7 +251,7 @@ def optimizer_shardings(
   """Returns a sharding for each array of an optimizer's state.
 
   A leaf whose path ends in the path of a parameter belongs to it. If its last
-  axes are those of the parameter it is placed alike, axes in front of them
+  axes are those of the parameter it is split alike, axes in front of them
   whole; anything else (a counter, a factored moment) is copied. Parameters in
   their boxes, given to the optimizer's `init`, would hand their names to arrays
   of other axes too: to the hidden layers of `optim.deep_momentum`.
@@ -267,7 +267,7 @@ def optimizer_shardings(
       for path, leaf in jax.tree_util.tree_leaves_with_path(params)
   }
 
-  def place(path, leaf):
+  def alike(path, leaf):
     keys = _keys(path)
     for start in range(len(keys)):
       shape, spec = owners.get(keys[start:], (None, None))
@@ -276,7 +276,7 @@ def optimizer_shardings(
         return NamedSharding(mesh, PartitionSpec(*whole, *spec))
     return NamedSharding(mesh, PartitionSpec())
 
-  return jax.tree_util.tree_map_with_path(place, opt_state)
+  return jax.tree_util.tree_map_with_path(alike, opt_state)
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -285,7 +285,7 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def initialise(mesh: jax.sharding.Mesh, init: Callable[[], PyTree]) -> PyTree:
-  """Runs `init` so that every array is born in its place.
+  """Runs `init` so that every array is split from its birth.
 
   Args:
     mesh: the mesh.

@@ -96,30 +96,16 @@ def scale_by_deep_momentum(
   hidden = tuple(hidden)
   if any(width < 1 for width in hidden):
     raise ValueError(f'hidden must be positive widths; got {hidden}')
-  loss = {'dot': _agreement, 'l2': _minus_error}[objective]
+  loss = _agreement if objective == 'dot' else _minus_error
   scale = momentum.SCALES[normalize]
-
-  def init(params):
-    linear = leaves.zeros(params)
-    start = tuple(
-        jax.tree.map(lambda m, i=i: _draw(m, hidden, i), linear)
-        for i in range(len(hidden))
-    )
-    last = tuple(
-        jax.tree.map(lambda m, h=h: _zeros(m, h), linear) for h in hidden[-1:]
-    )
-    return DeepMomentumState(linear, start + last, start)
 
   def step(g, m, *weights):
     """Of one matrix, or stack: what is read, then M and the layers after."""
     cut = len(hidden) + 1
     memory, start = (m, *weights[:cut]), (0, *weights[cut:], 0)
     keys = scale(g, (-2, -1)) * g
-    towards = jax.grad(loss)(memory, keys)
-    memory = tuple(
-        o + decay * (w - o) + rate * d
-        for w, o, d in zip(memory, start, towards)
-    )
+    written = zip(memory, start, jax.grad(loss)(memory, keys))
+    memory = tuple(o + decay * (w - o) + rate * d for w, o, d in written)
     return jax.grad(_agreement, argnums=1)(memory, keys), *memory
 
   def update(updates, state, params=None):
@@ -130,24 +116,40 @@ def scale_by_deep_momentum(
     ))
     results = []
     for g, (m, *weights) in zip(flat, columns):
-      wide = _as_matrix(g.astype(m.dtype))
       read, new, *layers = newton_schulz.on_whole_matrices(
-          step, wide, _as_matrix(m), *weights
+          step, _as_matrix(g.astype(m.dtype)), _as_matrix(m), *weights
       )
-      extra = range(g.ndim, 2)
-      read, new = jnp.squeeze(read, extra), jnp.squeeze(new, extra)
-      results.append((read.astype(g.dtype), new, *layers))
+      results.append((_as_leaf(read, g), _as_leaf(new, m), *layers))
     if not results:
       return updates, state
     updates, linear, *layers = map(structure.unflatten, zip(*results))
     return updates, DeepMomentumState(linear, tuple(layers), state.start)
 
-  return optax.GradientTransformation(init, update)
+  return optax.GradientTransformation(
+      lambda params: _start(params, hidden), update
+  )
+
+
+def _start(params: PyTree, hidden: Sequence[int]) -> DeepMomentumState:
+  linear = leaves.zeros(params)
+  start = tuple(
+      jax.tree.map(lambda m, i=i: _draw(m, hidden, i), linear)
+      for i in range(len(hidden))
+  )
+  last = tuple(
+      jax.tree.map(lambda m, h=h: _zeros(m, h), linear) for h in hidden[-1:]
+  )
+  return DeepMomentumState(linear, start + last, start)
 
 
 def _as_matrix(x: Array) -> Array:
   """[..., in, out] as it is, a vector as [in, 1]."""
   return jnp.expand_dims(x, range(x.ndim, 2))
+
+
+def _as_leaf(x: Array, leaf: Array) -> Array:
+  """The reverse, of shape and dtype of the leaf."""
+  return jnp.squeeze(x, range(leaf.ndim, 2)).astype(leaf.dtype)
 
 
 def _draw(m: Array, hidden: Sequence[int], i: int) -> Array:

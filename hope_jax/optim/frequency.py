@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hope_jax.optim import leaves
+from hope_jax.optim import leaves, momentum
 from hope_jax.types import Array, PyTree
 
 
@@ -78,10 +78,7 @@ def at_frequency(
     §7.1, Eq. 71, and Def. 2.
   """
   _check_period(period, 'period')
-  if accumulate not in ('mean', 'sum'):
-    raise ValueError(
-        f"accumulate must be 'mean' or 'sum'; got {accumulate!r}"
-    )
+  momentum.one_of('accumulate', accumulate, ('mean', 'sum'))
   count = period if accumulate == 'mean' else 1
   tx = optax.with_extra_args_support(tx)
 
@@ -101,7 +98,6 @@ def at_frequency(
     if period == 1:
       updates, inner = tx.update(updates, state.inner, params, **extra)
       return updates, FrequencyState(steps, state.updates + 1, (), inner)
-
     total = jax.tree.map(
         lambda a, g: a + g.astype(jnp.float32), state.accumulator, updates
     )
@@ -115,14 +111,17 @@ def at_frequency(
       return moves, FrequencyState(steps, state.updates + 1, cleared, inner)
 
     def hold(_):
-      still = jax.tree.map(
-          lambda s: jnp.full(s.shape, -0.0, s.dtype), jax.eval_shape(move, 0)[0]
-      )
+      still = _still(jax.eval_shape(move, 0)[0])
       return still, FrequencyState(steps, state.updates, total, state.inner)
 
     return jax.lax.cond(steps % period == 0, move, hold, 0)
 
   return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _still(shapes: PyTree) -> PyTree:
+  """The updates that move no parameter, whatever it is."""
+  return jax.tree.map(lambda s: jnp.full(s.shape, -0.0, s.dtype), shapes)
 
 
 def nested(

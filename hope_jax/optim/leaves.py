@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 import functools
 import re
+from typing import Any
 import warnings
 
 import jax
@@ -139,7 +140,7 @@ def describe(
 
 
 def partition(
-    transforms: Mapping[str, optax.GradientTransformation],
+    transforms: Mapping[Any, optax.GradientTransformation],
     label_fn: LabelFn | PyTree,
 ) -> optax.GradientTransformationExtraArgs:
   """`optax.partition`, whose error for an unknown label names the leaf."""

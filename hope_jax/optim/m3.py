@@ -54,6 +54,20 @@ def _check(accumulate: str, **periods) -> None:
       raise ValueError(f'{name} must be a positive integer; got {period}')
 
 
+def _check_levels(periods, decays, weights) -> None:
+  if not len(periods) == len(decays) == len(weights) > 0:
+    raise ValueError(
+        'periods, decays and weights need one entry a level; got'
+        f' {len(periods)}, {len(decays)} and {len(weights)}'
+    )
+  for short, long in zip(periods, periods[1:]):
+    if long % short:
+      raise ValueError(
+          f'period {long} of a slower level is not a multiple of period {short}'
+          ' of the faster one before it'
+      )
+
+
 def _advance(level, grads, count, period, decay, accumulate, read):
   """A level at gradient number `count` (from 0), which starts or not a period.
 
@@ -126,18 +140,8 @@ def scale_by_multi_scale_momentum(
     §7.1-7.2, Eq. 74-75.
   """
   periods, decays, weights = tuple(periods), tuple(decays), tuple(weights)
-  if not len(periods) == len(decays) == len(weights) > 0:
-    raise ValueError(
-        'periods, decays and weights need one entry a level; got'
-        f' {len(periods)}, {len(decays)} and {len(weights)}'
-    )
   _check(accumulate, **{f'periods[{i}]': p for i, p in enumerate(periods)})
-  for short, long in zip(periods, periods[1:]):
-    if long % short:
-      raise ValueError(
-          f'period {long} of a slower level is not a multiple of period {short}'
-          ' of the faster one before it'
-      )
+  _check_levels(periods, decays, weights)
 
   def correct(decay):
     def read(memory, updates):
@@ -169,7 +173,9 @@ def scale_by_multi_scale_momentum(
         levels.append(level)
         reads.append(level.read)
     updates = jax.tree.map(
-        lambda g, *ms: sum(w * m for w, m in zip(weights, ms)).astype(g.dtype),
+        lambda g, *ms: jnp.asarray(
+            sum(w * m for w, m in zip(weights, ms)), g.dtype
+        ),
         updates,
         *reads,
     )
@@ -178,11 +184,11 @@ def scale_by_multi_scale_momentum(
   return optax.GradientTransformation(init, update)
 
 
-def _blend(memory, grads, decay, accumulate):
-  """memory with the new gradients: an average, or the printed sum."""
+def _blend(memory, grads, decay, accumulate, of=lambda g: g):
+  """memory with `of` the new gradients: an average, or the printed sum."""
   kept, share = _shares(decay, accumulate)
   return jax.tree.map(
-      lambda m, g: (kept * m + share * g.astype(m.dtype)).astype(m.dtype),
+      lambda m, g: (kept * m + share * of(g.astype(m.dtype))).astype(m.dtype),
       memory,
       grads,
   )
@@ -275,51 +281,54 @@ def scale_by_m3(
   """
   _check(accumulate, period=period)
 
-  def orthogonalize(tree):
-    return jax.tree.map(
-        lambda m: newton_schulz.orthogonalize(m, steps=ns_steps), tree
-    )
-
-  def init(params):
-    leaves.require_matrices(params, 'M3')
-    return M3State(
-        jnp.zeros([], jnp.int32),
-        leaves.zeros(params),
-        SlowLevel(leaves.zeros(params), leaves.zeros(params)),
-        leaves.zeros(params),
-    )
-
   def update(updates, state, params=None):
     del params
     count = state.count
     fast = _blend(state.fast, updates, b1, accumulate)
-    squares = jax.tree.map(
-        lambda g, v: jnp.square(g.astype(v.dtype)), updates, state.second
-    )
-    second = _blend(state.second, squares, b2, accumulate)
+    second = _blend(state.second, updates, b2, accumulate, jnp.square)
     slow = _advance(
         state.slow, updates, count, period, b3, accumulate,
-        lambda memory, _: orthogonalize(memory),
+        lambda memory, _: _orthogonalize(memory, ns_steps),
     )
-    debias = _debias(b2, count + 1) if accumulate == 'ema' else 1.0
+    ema = accumulate == 'ema'
+    debias = _debias(b2, count + 1) if ema else 1.0
 
     def direction(g, o1, o2, v):
       d = (o1 + slow_weight * o2) / (jnp.sqrt(v * debias) + eps)
       # Where no gradient ever came there is nothing to divide, and no step.
-      d = jnp.where(v == 0, 0, d) if accumulate == 'ema' else d
-      if rms is not None:
-        square = jnp.mean(d * d, axis=(-2, -1), keepdims=True)
-        d = d * jnp.where(
-            square == 0, 0, rms / jnp.sqrt(jnp.where(square == 0, 1, square))
-        )
-      return d.astype(g.dtype)
+      d = jnp.where(v == 0, 0, d) if ema else d
+      return (d if rms is None else _with_rms(d, rms)).astype(g.dtype)
 
     updates = jax.tree.map(
-        direction, updates, orthogonalize(fast), slow.read, second
+        direction, updates, _orthogonalize(fast, ns_steps), slow.read, second
     )
     return updates, M3State(count + 1, fast, slow, second)
 
-  return optax.GradientTransformation(init, update)
+  return optax.GradientTransformation(_start_m3, update)
+
+
+def _start_m3(params: PyTree) -> M3State:
+  leaves.require_matrices(params, 'M3')
+  return M3State(
+      jnp.zeros([], jnp.int32),
+      leaves.zeros(params),
+      SlowLevel(leaves.zeros(params), leaves.zeros(params)),
+      leaves.zeros(params),
+  )
+
+
+def _orthogonalize(tree: PyTree, steps: int) -> PyTree:
+  return jax.tree.map(
+      lambda m: newton_schulz.orthogonalize(m, steps=steps), tree
+  )
+
+
+def _with_rms(d: Array, rms: float) -> Array:
+  """Each matrix of [..., in, out] with this root mean square; zero stays so."""
+  square = jnp.mean(d * d, axis=(-2, -1), keepdims=True)
+  return d * jnp.where(
+      square == 0, 0, rms / jnp.sqrt(jnp.where(square == 0, 1, square))
+  )
 
 
 def m3(

@@ -269,11 +269,12 @@ def scale_by_feature_momentum(
     Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025,
     §4.4, Eq. 51.
   """
-  if isinstance(feature, str):
-    one_of('feature', feature, FEATURES)
-    feature = FEATURES[feature]
+  phi = feature
+  if isinstance(phi, str):
+    one_of('feature', phi, FEATURES)
+    phi = FEATURES[phi]
 
-  return _momentum(lambda g, m: decay * m + feature(g))
+  return _momentum(lambda g, m: decay * m + phi(g))
 
 
 def feature_momentum(

@@ -32,7 +32,7 @@ class MuonState(NamedTuple):
 class AdaMuonState(NamedTuple):
   """State of `scale_by_adamuon`."""
 
-  muon: MuonState
+  muon: PyTree  # MuonState
   second: PyTree  # v, like the parameters, float32 or wider
 
 
@@ -229,7 +229,7 @@ def scale_by_adamuon(
         directions,
         state.second,
     )
-    unbias = 1 - jnp.asarray(b2, float) ** inner.count
+    unbias = 1 - jnp.asarray(b2, float) ** (state.muon.count + 1)
 
     def adapt(o, v):
       d = o.astype(v.dtype) / (jnp.sqrt(v / unbias) + eps)
@@ -286,7 +286,7 @@ def adamuon(
   Example:
     >>> import jax, jax.numpy as jnp, optax
     >>> from hope_jax import optim
-    >>> tx = optim.adamuon(0.05)
+    >>> tx = optim.adamuon(0.1)
     >>> params = {'w': jnp.ones((4, 3)), 'bias': jnp.ones(3)}
     >>> loss = lambda p: jnp.sum(p['w'] ** 2) + jnp.sum(p['bias'] ** 2)
     >>> state = tx.init(params)

@@ -2,9 +2,9 @@
 
 A checkpoint is `workdir/checkpoints/STEP`, written under another name and then
 renamed, so that one that is there is complete. It holds the parameters, the
-rest of the train state, the position of the data, the configuration, the
+rest of the train state, each process's position in the data, the config, the
 versions of the libraries, and a checksum of every array: the storage format
-notices a missing piece, but returns other numbers for a flipped bit.
+notices a missing part, but returns other numbers for a flipped bit.
 
 A workdir belongs to one configuration, kept in `workdir/config.json`. To go on
 with another is refused, apart from what may change within a run:
@@ -142,8 +142,8 @@ def _checksum(x: Array) -> Array:
   octets = jax.lax.bitcast_convert_type(x, jnp.uint8).astype(jnp.uint32)
   index, stride = jnp.zeros(octets.shape, jnp.uint32), 1
   for axis in reversed(range(octets.ndim)):
-    place = jax.lax.broadcasted_iota(jnp.uint32, octets.shape, axis)
-    index += place * jnp.uint32(stride)
+    i = jax.lax.broadcasted_iota(jnp.uint32, octets.shape, axis)
+    index += i * jnp.uint32(stride)
     stride = stride * octets.shape[axis] % 2**32
   return jnp.sum(octets * (2 * index + 1), dtype=jnp.uint32)
 
@@ -312,7 +312,7 @@ class Checkpoints:
     }
     try:
       with failures.logged_once():
-        read = self._manager().restore(
+        read: Any = self._manager().restore(
             step,
             args=ocp.args.Composite(about=ocp.args.JsonRestore(), **args),
         )

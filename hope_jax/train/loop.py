@@ -5,7 +5,7 @@ one that was not: parameters, optimizer, random key and position of the data are
 in the checkpoint, and nothing else decides a step.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import contextlib
 import math
 import signal
@@ -31,6 +31,7 @@ class Batches(Protocol):
 
   def __next__(self) -> dict[str, Any]:
     """Returns the next batch: this process's rows of arrays [B, ...]."""
+    ...
 
   def get_state(self) -> Any:
     """Returns the position in the data; JSON must hold it."""
@@ -161,7 +162,7 @@ def train(
     return Result(state, files.history, stopped)
 
 
-def _next(batches: Iterator, step: int) -> dict[str, Any]:
+def _next(batches: Batches, step: int) -> dict[str, Any]:
   try:
     return next(batches)
   except StopIteration:
@@ -298,8 +299,9 @@ class _Files:
     try:
       yield
     except OSError as error:
-      steps = ', '.join(map(str, self._checkpoints.steps())) or 'none'
+      steps = self._checkpoints.steps() if self._checkpoints else []
       raise ConfigError(
           f'metrics could not be written to {self._workdir!r}:'
-          f' {failures.reason(error)}; checkpoints kept: {steps}'
+          f' {failures.reason(error)}; checkpoints kept:'
+          f' {", ".join(map(str, steps)) or "none"}'
       ) from error

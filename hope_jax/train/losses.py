@@ -87,10 +87,10 @@ def where(batch: Batch) -> Batch:
 
 def by_name(diagnostics: PyTree) -> dict[str, Array]:
   """Joins the scalars of one name of all layers: name -> float32 [...]."""
-  groups = {}
+  found = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(diagnostics):
     names = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
-    groups.setdefault(names[-1], []).append(
+    found.setdefault(names[-1], []).append(
         jnp.ravel(jax.lax.stop_gradient(leaf)).astype(jnp.float32)
     )
-  return {name: jnp.concatenate(parts) for name, parts in groups.items()}
+  return {name: jnp.concatenate(parts) for name, parts in found.items()}

@@ -12,7 +12,12 @@ import time
 from typing import Any
 
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+# Made by protobuf when it is imported.
+from tensorboardX.proto.event_pb2 import (
+  Event,  # pyright: ignore[reportAttributeAccessIssue]
+  SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
+)
 from tensorboardX.summary import scalar
 
 Record = dict[str, Any]

@@ -1,6 +1,6 @@
 """What a training run carries from step to step."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ class TrainState(NamedTuple):
 def param_shapes(
     model, sequence_length: int, mesh: jax.sharding.Mesh
 ) -> PyTree:
-  """Returns shape, dtype and place of each parameter, without making any.
+  """Returns shape, dtype and sharding of each parameter, without making any.
 
   Args:
     model: a Flax module; `init(rng, tokens)` gives boxed parameters.
@@ -43,7 +43,7 @@ def param_shapes(
   except UnsupportedError as error:
     raise ConfigError(str(error)) from error
   return jax.tree.map(
-      lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
       sharding.unbox(boxed),
       sharding.param_shardings(mesh, boxed),
   )
@@ -59,7 +59,7 @@ def state_shapes(
     optimizer: optax.GradientTransformation,
     mesh: jax.sharding.Mesh,
 ) -> TrainState:
-  """Returns shape, dtype and place of each array of a run, without making any.
+  """Returns shape, dtype and sharding of all arrays of a run, making none.
 
   Args:
     params: those of the parameters, from `param_shapes`.
@@ -70,11 +70,13 @@ def state_shapes(
     A state of jax.ShapeDtypeStruct with shardings.
   """
   opt_state = jax.eval_shape(optimizer.init, params)
-  whole = sharding.replicated(mesh)
+  # What stands for an array here has another type, hence Any.
+  step: Any = jax.ShapeDtypeStruct((), jnp.int32)
+  whole: Any = sharding.replicated(mesh)
   return jax.tree.map(
-      lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
       TrainState(
-          jax.ShapeDtypeStruct((), jnp.int32),
+          step,
           params,
           opt_state,
           jax.eval_shape(jax.random.key, 0),

@@ -3,7 +3,7 @@
 The loss is the mean negative log likelihood over the targets whose mask is 1,
 in nats a token. Everything is summed first and divided once by the number of
 targets of the whole batch, so that micro-batches with unequal numbers of
-targets, or rows on other devices, weigh as they would in one piece.
+targets, or rows on other devices, weigh as they would in one batch.
 """
 
 from collections.abc import Callable
