@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from hope_jax.nested import titans
+from hope_jax.nested.memory import Matrix
 from hope_jax.nested.pipeline import pipeline
 from tests import eight_devices
 from tests.nested.test_titans_kernel import DEFAULT
@@ -29,7 +30,7 @@ def _arguments():
   make = lambda *s: jnp.asarray(rng.normal(size=s))
   widths = dict(memory=K, k=K, v=K, eta=1, alpha=1)
   params = {
-      'memories': {n: {'w': 0.1 * make(H, K, w)} for n, w in widths.items()},
+      'memories': {n: Matrix(0.1 * make(H, K, w)) for n, w in widths.items()},
       'w_q': make(H, K, K) / K**0.5,
       'bias_eta': make(H),
       'bias_alpha': make(H) + 2,
