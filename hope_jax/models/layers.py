@@ -16,7 +16,7 @@ from hope_jax.nested.memory import init as init_memory
 from hope_jax.types import Array, PyTree
 
 
-def partitioned(init, *names: str | None):
+def partitioned(init: Any, *names: str | None) -> Any:
   """An initialiser whose parameter carries logical axis names."""
   return nn.with_logical_partitioning(init, names)
 
