@@ -4,6 +4,8 @@
   figures and the JSON files that they link to, under their own paths.
 - `<!-- fields: module:class -->` becomes the list of a configuration's fields,
   read from the comments beside them.
+- `<!-- architectures -->` and `<!-- optimizers -->` become what the registries
+  hold.
 """
 
 import html
@@ -13,7 +15,8 @@ import re
 
 from mkdocs.structure.files import File
 
-from hope_jax.config import fields
+from hope_jax.config import architectures, fields
+from hope_jax.optim import registry
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = ('experiments/*/README.md', 'benchmarks/README.md',
@@ -56,7 +59,53 @@ def on_page_markdown(markdown, page, config, files):
     return f'{match[0]}.md' if is_page else match[0]
 
   markdown = LINK.sub(source, markdown)
+  for name, table in (
+      ('architectures', _architectures), ('optimizers', _optimizers)
+  ):
+    markdown = markdown.replace(f'<!-- {name} -->', table())
   return re.sub(r'<!-- fields: (\S+) -->', _fields, markdown)
+
+
+def _table(head, rows):
+  lines = [head, ['---'] * len(head), *rows]
+  return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def _codes(words):
+  return ', '.join(f'`{word}`' for word in words)
+
+
+def _architectures():
+  rows = [
+      (
+          f'`{name}`',
+          'CMS' if entry.levels else 'SwiGLU MLP',
+          _codes(f'{k}={v!r}' for k, v in entry.fixed.items()),
+          _codes(entry.reads),
+      )
+      for name, entry in architectures.ARCHITECTURES.items()
+  ]
+  return _table(('name', 'after the mixer', 'fixes', 'reads'), rows)
+
+
+def _optimizers():
+  rows = [
+      (
+          f'`{name}`',
+          f'{entry.rate:g}',
+          _codes(
+              o if p.default is p.empty else f'{o}={_plain(p.default)}'
+              for o, p in entry.options.items()
+          ),
+      )
+      for name, entry in registry.OPTIMIZERS.items()
+  ]
+  return _table(('name', 'usual rate', 'options'), rows)
+
+
+def _plain(value):
+  """A default as it is written; a function by its name."""
+  return getattr(value, '__name__', repr(value))
 
 
 def _fields(match):

@@ -100,9 +100,12 @@ def study(args: Arguments) -> int:
 
   if not args.flags.config:
     raise ConfigError('study needs --config=experiments/NAME.py')
-  return runner.command(
-      args.flags.config,
-      args.overrides,
-      workdir=args.flags.workdir,
-      render=args.flags.render,
-  )
+  try:
+    return runner.command(
+        args.flags.config,
+        args.overrides,
+        workdir=args.flags.workdir,
+        render=args.flags.render,
+    )
+  except ValueError as error:  # A task says which examples it cannot make.
+    raise ConfigError(str(error)) from error

@@ -148,6 +148,15 @@ def test_no_config(tmp_path, capsys):
   assert 'no run in workdir' in line
 
 
+def test_study_of_what_cannot_be(tmp_path, capsys):
+  """If it fails, a task's complaint of the user's numbers ends in a trace."""
+  args = ['study', '--config=mqar:tiny', f'--workdir={tmp_path}']
+  assert main_lib.main([*args, '--config.columns=40']) == 2
+  line = capsys.readouterr().err.splitlines()[-1]
+  assert line.startswith('error: length must be even and at least 4 pairs')
+  assert 'study needs --config' in fails(['study'], capsys)
+
+
 def test_workdir_of_another_config(trained, corpus, capsys):
   """If it fails, a second experiment overwrites the first."""
   files = {p: p.read_bytes() for p in trained.rglob('*') if p.is_file()}

@@ -27,7 +27,7 @@ class _Digits:
           f'images.source: digits need scikit-learn ({error}); install the'
           " extra hope_jax[images], or set images.source='tfds'"
       ) from error
-    digits = datasets.load_digits()
+    digits: Any = datasets.load_digits()
     chosen = (np.arange(len(digits.images)) % _HELDOUT == 0) == heldout
     # To the full range of a byte, as every other set has it.
     pixels = digits.images[chosen] * (255 / 16)
@@ -101,7 +101,7 @@ def _example(record: dict[str, Any], config: ImageConfig) -> Batch:
   if image.shape[:2] != (config.image_size,) * 2:
     image = _fit(image, config.image_size)
   pixels = image.astype(np.float32) / 127.5 - 1
-  return {'images': pixels, 'labels': np.int32(label)}
+  return {'images': pixels, 'labels': np.asarray(label, np.int32)}
 
 
 def _fit(image: np.ndarray, size: int) -> np.ndarray:

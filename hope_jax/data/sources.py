@@ -39,6 +39,7 @@ class Source(Protocol):
 
   def name(self, index: int) -> str:
     """Returns the name of a document without reading it."""
+    ...
 
 
 class Files:
@@ -324,7 +325,8 @@ def open_tfds(path: str) -> tuple[Any, str]:
       builder = tfds.builder_from_directory(name)
     else:
       builder = tfds.builder(name)
-    reader = builder.as_data_source(split=part)
+    # TFDS wraps it in a decorator that hides its arguments from type checkers.
+    reader = builder.as_data_source(split=part)  # pyright: ignore
   except Exception as error:  # TFDS raises its own kinds, most over many lines.
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     raise ConfigError(

@@ -34,9 +34,11 @@ class Tokenizer(Protocol):
 
   def encode(self, text: bytes) -> Encoded:
     """Returns the ids of a text and the bytes that each stands for."""
+    ...
 
   def decode(self, ids: np.ndarray) -> bytes:
     """Returns the text of some ids."""
+    ...
 
 
 class ByteTokenizer:

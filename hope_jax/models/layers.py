@@ -17,7 +17,7 @@ from hope_jax.types import Array, PyTree
 DotGeneral = Callable[..., Array]
 
 
-def partitioned(init, *names: str | None):
+def partitioned(init: Any, *names: str | None) -> Any:
   """An initialiser whose parameter carries logical axis names."""
   return nn.with_logical_partitioning(init, names)
 

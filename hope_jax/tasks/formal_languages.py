@@ -370,6 +370,8 @@ def plug_in(source: str, seed: int) -> Splits:
   if not os.path.isfile(path):
     raise ValueError(f'a language is FILE.py:FUNCTION; no file {path!r}')
   spec = importlib.util.spec_from_file_location('language', path)
+  if spec is None or spec.loader is None:
+    raise ValueError(f'a language is FILE.py:FUNCTION; got {source!r}')
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   function = getattr(module, name, None)
@@ -387,9 +389,7 @@ def plug_in(source: str, seed: int) -> Splits:
         f' {type(made).__name__}: {error}'
     ) from error
   if 'train' not in splits:
-    raise ValueError(
-        f"{source} must return a split 'train'; got {', '.join(splits)}"
-    )
+    raise ValueError(f"{source} must return a split 'train'; got {[*splits]}")
   for split, examples in splits.items():
     for i, example in enumerate(examples):
       if not example.symbols or len(example.symbols) != len(example.legal):

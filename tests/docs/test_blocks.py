@@ -13,7 +13,11 @@ import jax
 import pytest
 
 from hope_jax import main as main_lib
+from hope_jax.config.architectures import ARCHITECTURES
+from hope_jax.kernels.dgd.implementations import IMPLEMENTATIONS
 from hope_jax.models import factory
+from hope_jax.optim.registry import OPTIMIZERS
+from hope_jax.studies.grid import TASKS
 from tests import standin
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -43,6 +47,17 @@ SMALL = (
 )
 
 
+@pytest.fixture(autouse=True)
+def tables():
+  """Takes out again what a block registers."""
+  kept = [(t, dict(t)) for t in (
+      ARCHITECTURES, IMPLEMENTATIONS, OPTIMIZERS, TASKS)]
+  yield
+  for table, entries in kept:
+    table.clear()
+    table.update(entries)
+
+
 def blocks(path):
   """Returns (language, text) of the fenced blocks of a page."""
   return FENCED.findall(path.read_text(encoding='utf-8'))
@@ -52,7 +67,7 @@ def commands(path):
   """Returns the arguments of each command line of a page, fenced or not."""
   text = re.sub(r' *\\\n *', ' ', path.read_text(encoding='utf-8'))
   lines = [line.partition('  #')[0] for line in COMMAND.findall(text)]
-  return [args for args in map(shlex.split, lines) if '...' not in args]
+  return list(map(shlex.split, lines))
 
 
 def named(path):
@@ -95,6 +110,23 @@ def test_python_block_with_the_standin(name, tmp_path, monkeypatch):
   monkeypatch.setattr(factory, 'language_model', standin.Standin)
   monkeypatch.chdir(tmp_path)
   run_block(PYTHON[name])
+
+
+def test_the_task_of_the_docs_is_studied(tmp_path, monkeypatch, capsys):
+  """If it fails, a task that is written as the page says cannot be run."""
+  monkeypatch.setattr(factory, 'language_model', standin.Standin)
+  monkeypatch.chdir(tmp_path)
+  task, experiment = (
+      text for text in PYTHON.values()
+      if "grid.TASKS['first']" in text or "'task': 'first'" in text
+  )
+  run_block(task)
+  (tmp_path / 'first.py').write_text(experiment)
+  small = ['--config.base.train.steps=2', '--config.base.optimizer.warmup_steps'
+           '=1', '--config.base.train.log_every=1']
+  assert main_lib.main(['study', '--config=first.py', *small]) == 0
+  assert '| DeltaNet |' in capsys.readouterr().out
+  assert len(list((tmp_path / 'runs' / 'first').glob('*.json'))) == 2
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from hope_jax.config import Config, fields
+from hope_jax.config import Config, architectures, fields
+from hope_jax.optim import registry
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -52,6 +53,25 @@ def test_every_field_has_its_comment(site):
       assert f'{field.name}: {field.kind}' in text
       comment = field.comment.replace('`', '')
       assert ' '.join(comment.split()) in text
+
+
+def test_the_registries_are_listed(site):
+  """If it fails, the page names other architectures than there are."""
+  page = (site / 'config/index.html').read_text()
+  for name in (*architectures.ARCHITECTURES, *registry.OPTIMIZERS):
+    assert f'<td><code>{name}</code></td>' in page
+  assert '<code>titans.dgd=False</code>' in page
+
+
+def test_paths_exist():
+  """If it fails, the table of equations leads to files that are not there."""
+  text = (ROOT / 'docs' / 'equations.md').read_text()
+  text += (ROOT / 'docs' / 'optimizers.md').read_text()
+  names = re.findall(r'`([a-z_]+/[\w/]*(?:\.py)?)`', text)
+  assert len(names) > 20
+  for name in names:
+    path = ROOT / ('' if name.startswith('tests/') else 'hope_jax') / name
+    assert path.exists() or path.with_suffix('.py').exists(), name
 
 
 def test_nothing_is_fetched(site):
