@@ -201,7 +201,7 @@ class ContinuumConfig:
         f' {len(self.learning_rates)} for {len(self.periods)} periods',
     )
     require(
-        self.periods[0] > 1,
+        min(self.periods) > 1,
         "ContinuumConfig.regime='in_context' learns from predictions inside a"
         ' chunk, so the fastest of periods must be at least 2 tokens; got'
         f' {self.periods}',

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hope_jax.types import Array, PyTree
 
@@ -78,7 +79,7 @@ _LONGEST = 512
 
 
 def prefill(
-    model, params: PyTree, tokens: Array, state: PyTree = None
+    model, params: PyTree, tokens: Array | np.ndarray, state: PyTree = None
 ) -> tuple[Array, PyTree]:
   """Feeds tokens to the model, in calls whose lengths repeat.
 

@@ -25,9 +25,11 @@ class Tokenizer(Protocol):
 
   def encode(self, text: bytes) -> Any:
     """Returns an object whose `ids` are the tokens of a text."""
+    ...
 
   def decode(self, ids: np.ndarray) -> bytes:
     """Returns the text of some tokens."""
+    ...
 
 
 class Session:
@@ -103,7 +105,9 @@ class Session:
     """Writes the memory to a file, whole or not at all."""
     # A fresh memory is None, which has no leaves.
     leaves = jax.tree_util.tree_leaves_with_path(self.state)
-    arrays = {jax.tree_util.keystr(key): np.asarray(x) for key, x in leaves}
+    arrays: dict[str, Any] = {
+        jax.tree_util.keystr(key): np.asarray(x) for key, x in leaves
+    }
     with open(path + '.new', 'wb') as file:
       np.savez(file, last=np.int32(self._last), **arrays)
     os.replace(path + '.new', path)

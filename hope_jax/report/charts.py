@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import contextlib
 import html
 import io
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib import colors
@@ -29,7 +29,7 @@ COLOURS = (
 _MARKERS = 'osD^vP<X>ph'
 SHADES = ('#eaf4f9', '#1678a3')  # of a share of 0 and of 1
 _INK, _SOFT, _DARK = '#7a858e', '#a9b1b8', '#1d2328'
-_STYLE = {
+_STYLE: Any = {
     'svg.fonttype': 'none',
     # Names of clip paths and marks are made of it, and otherwise of chance.
     'svg.hashsalt': 'hope_jax',

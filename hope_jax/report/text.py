@@ -110,7 +110,9 @@ def note_on_heldout(results: Results) -> str:
 
 def reading_rows(reading: Mapping[str, Any]) -> list[tuple[str, ...]]:
   """Returns the table of the second reading, in bits per byte."""
-  rows = [('memory', 'bytes between', *CASES, 'reset - carried')]
+  rows: list[tuple[str, ...]] = [
+      ('memory', 'bytes between', *CASES, 'reset - carried')
+  ]
   for name in ('on', 'off'):
     found = reading[name]
     if found:

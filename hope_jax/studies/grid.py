@@ -1,6 +1,6 @@
 """The cells of a study, what each is run with, and the results there are."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 import contextlib
 import dataclasses
 import hashlib
@@ -283,7 +283,7 @@ def _check(study: StudyConfig) -> None:
       _one_of(field, name, known)
 
 
-def _one_of(field: str, name: str, known: Sequence[str]) -> None:
+def _one_of(field: str, name: str, known: Collection[str]) -> None:
   number = '#' in known and name.isdigit() and int(name) > 0
   if not (number or name in known or '*' in known):
     wanted = ', '.join(known).replace('#', 'a number') or 'nothing'

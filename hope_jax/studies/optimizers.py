@@ -65,9 +65,9 @@ def _scale_by_rate(other_rate: float | None) -> optax.GradientTransformation:
     del params
     return jnp.float32(0)
 
-  def update(updates, rate, params=None):
+  def update(updates, state, params=None):
     del params
-    other = rate if other_rate is None else other_rate
+    rate, other = state, state if other_rate is None else other_rate
     scaled = jax.tree.map(
         lambda label, u: (rate if label == 'matrix' else other) * u,
         optim.matrix_labels(updates),

@@ -10,7 +10,7 @@ same on every machine: choose as many steps as fit. `train.max_seconds` is the
 safety net, and the report says so when it was needed.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import concurrent.futures
 import contextlib
 import math
@@ -198,7 +198,7 @@ def _sample(config: Config, params: PyTree) -> dict[str, Any]:
   return {'prompt': _PROMPT, 'text': text}
 
 
-def _bytes_per_step(logged: list[Mapping[str, float]]) -> float:
+def _bytes_per_step(logged: Sequence[Mapping[str, float]]) -> float:
   """Returns the mean text of a batch: padding is no text."""
   sizes = [
       r['tokens'] * r['loss'] / (r['bits_per_byte'] * math.log(2))
@@ -209,7 +209,7 @@ def _bytes_per_step(logged: list[Mapping[str, float]]) -> float:
 
 
 def _curve(
-    history: list[Mapping[str, Any]], bytes_per_step: float
+    history: Sequence[Mapping[str, Any]], bytes_per_step: float
 ) -> list[dict[str, Any]]:
   return [
       {

@@ -1,5 +1,6 @@
 """Trains and scores what a model recalls: MQAR, MAD and needles."""
 
+from collections.abc import Mapping
 import functools
 import math
 import statistics
@@ -256,7 +257,7 @@ def needle_figures(results: list[Result]) -> dict[str, str]:
   return drawn
 
 
-def _wrong(scores: dict[str, Any]) -> float:
+def _wrong(scores: Mapping[str, Any]) -> float:
   return 1 - statistics.fmean(scores['answers'].values())
 
 

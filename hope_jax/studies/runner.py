@@ -180,7 +180,8 @@ def read(study: StudyConfig) -> list[Result]:
 
 def markers(study: StudyConfig) -> tuple[str, str]:
   """Returns what the results stand between in a README."""
-  return tuple(f'<!-- {study.section}: {x} -->' for x in ('begin', 'end'))
+  begin, end = (f'<!-- {study.section}: {x} -->' for x in ('begin', 'end'))
+  return begin, end
 
 
 def render(study: StudyConfig) -> str:
