@@ -14,11 +14,16 @@ from hope_jax.types import Array, PyTree
 
 
 class LinearMemory(MemoryMixer):
-  """A matrix memory with static projections; `architecture` is its rule.
+  """A matrix memory with static projections.
 
   Keys and queries are what the rule's authors have: elu(x) + 1 (linear
   attention), rotated by position (RetNet), or unit vectors (delta rules).
+
+  Attributes:
+    rule: a key of `nested.linear_memory.ERASES`; None: the architecture is one.
   """
+
+  rule: str | None = None
 
   @nn.compact
   def __call__(
@@ -35,7 +40,7 @@ class LinearMemory(MemoryMixer):
       [B, T, D] and the new state.
     """
     config = self.config
-    rule, heads = config.architecture, config.heads
+    rule, heads = self.rule or config.architecture, config.heads
     tail = None if state is None else state['tail']
     (q, k, v), new_tail = self.streams(x, tail, packing)
     if rule == 'linear_attention':
