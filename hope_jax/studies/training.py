@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from hope_jax.config import Config, ConfigError
 from hope_jax.models import factory
 from hope_jax.tasks.labelling import Arrays, Epochs
-from hope_jax.train import loop, losses
+from hope_jax.train import loop
 from hope_jax.types import PyTree
 
 # (model, parameters) -> scores by name.
@@ -59,7 +59,6 @@ def on_labels(
       model,
       Epochs(arrays, config.data.batch_size, config.data.seed),
       config,
-      loss_fn=losses.make_loss_fn(model),
       evaluate=None if score is None else functools.partial(score, model),
       until=until,
   )
