@@ -150,6 +150,19 @@ def _scan_xla(step, params, carry, x, grid, marks):
   return levels.scan_tiles(body, carry, (xs, marks), grid)
 
 
+def _sizes(tile, x, constants, carry, interpret) -> planning.Sizes:
+  """What a kernel holds of a row and head; carry: the banks."""
+  width, wide = x.q.shape[-1], carry[0].first.shape[-1]
+  return planning.Sizes(
+      tile=tile,
+      # Streams and outputs, and four products with the wide state: of the
+      # frozen copy with keys and values, of the state with keys, and writes.
+      vectors=(width,) * 4 + (wide,) * 4,
+      matrices=(constants, carry),
+      interpret=interpret,
+  )
+
+
 def _runs_as_kernel(options: Options, x: Streams, sizes) -> bool:
   """Whether the TPU kernel takes this call; sizes: `planning.Sizes`."""
   if options.implementation == 'xla' or x.q.shape[1] < sizes.tile:
@@ -226,10 +239,9 @@ def layer(
     'mean_alpha', 'state_norm' (largest Frobenius norm of a written matrix).
   """
   batch, length = x.q.shape[:2]
-  tile_size = min(options.chunk, options.projection_chunk)
-  period = max(options.chunk, options.projection_chunk)
+  tile, period = sorted((options.chunk, options.projection_chunk))
   grid = levels.token_grid(
-      batch, length, tile=tile_size, period=period,
+      batch, length, tile=tile, period=period,
       phase=None if state is None else state.phase,
       starts=starts, present=present, aligned=options.aligned,
   )
@@ -241,15 +253,11 @@ def layer(
   )
   layout = Layout(
       members=members,
-      # What is static stays simple: tiles that all open a chunk need no
-      # frozen copy.
-      always_open=(
-          grid.token is None and present is None and tile_size == period
-      ),
+      # Static: where all tiles open a chunk, no frozen copy is needed.
+      always_open=grid.token is None and present is None and tile == period,
       restarts=starts is not None,
       options=options,
   )
-  step = functools.partial(tile_step, layout=layout)
   constants = tile_params(
       params, initial if layout.restarts else None, options.plain_heads
   )
@@ -257,32 +265,25 @@ def layer(
       None if m is None else dgd.pack(m, names)[0]
       for m in (state.memories, state.frozen, state.momentum)
   )
-  width, wide = x.q.shape[-1], bank.first.shape[-1]
-  sizes = planning.Sizes(
-      tile=tile_size,
-      # Streams and outputs, and four products with the wide state: of the
-      # frozen copy with keys and values, of the state with keys, and writes.
-      vectors=(width,) * 4 + (wide,) * 4,
-      matrices=(constants, bank, frozen, momentum),
-      interpret=interpret,
-  )
+  sizes = _sizes(tile, x, constants, (bank, frozen, momentum), interpret)
   scan = _scan_xla
   if _runs_as_kernel(options, x, sizes):
     scan = functools.partial(_scan_tpu, partition=partition, sizes=sizes)
     if layout.always_open and length % period == 0:
       frozen = None  # what comes next opens a chunk as well
   (bank, frozen, momentum), (o, stats) = scan(
-      step, constants, (bank, frozen, momentum), x, grid, _marks(grid, options)
+      functools.partial(tile_step, layout=layout), constants,
+      (bank, frozen, momentum), x, grid, _marks(grid, options),
   )
-  state = TitansState(
-      dgd.unpack(bank, members),
-      dgd.unpack(bank if frozen is None else frozen, members),
-      None if momentum is None else dgd.unpack(momentum, members),
-      grid.phase,
+  frozen = bank if frozen is None else frozen
+  memories, frozen, momentum = (
+      None if b is None else dgd.unpack(b, members)
+      for b in (bank, frozen, momentum)
   )
   o = levels.from_tiles(o, grid, length)
   o = jnp.where(grid.overflow[:, None, None, None], jnp.nan, o)
-  return o, state, _diagnostics(stats, state.memories, grid, x.q.shape[2])
+  state = TitansState(memories, frozen, momentum, grid.phase)
+  return o, state, _diagnostics(stats, memories, grid, x.q.shape[2])
 
 
 def _diagnostics(
