@@ -26,16 +26,18 @@ from hope_jax.types import Array
 Layers = Literal['all', 'input', 'output', 'none']
 
 
-def unit(x: Array, eps: float = 1e-3) -> Array:
-  """x / |x| over the last axis; zero stays zero, and its derivative is zero.
+def unit(x: Array, eps: float = 1e-3, short: float = 0.1) -> Array:
+  """x / sqrt(|x|^2 + eps^2) over the last axis; shorter where |x| < short.
 
-  It is x / sqrt(|x|^2 + eps^2) elsewhere, with a derivative of 1 / eps near
-  zero. Three in a row (of a stream, its key and a hidden vector) would make the
-  first key of a document, zero where keys are made of the tokens before, all of
-  a training step; and nothing is written at a zero key.
+  Not specified by the paper: a vector that is hardly there has no direction to
+  speak of. Its length falls to zero as (|x| / short)^2, and so does the
+  derivative, which is 1.54 / short at most. As 1 / |x| it would make the first
+  key of a document (zero where keys are made of the tokens before, and nearly
+  so after a first step) all of a training step's gradient.
   """
   square = jnp.sum(x * x, axis=-1, keepdims=True)
-  return jnp.where(square > 0, x / jnp.sqrt(square + eps * eps), 0)
+  share = jnp.minimum(square / (short * short), 1)
+  return x / jnp.sqrt(square + eps * eps) * (share * (2 - share))
 
 
 class Bank(NamedTuple):

@@ -18,9 +18,10 @@ def sigmoid(x):
   return 1 / (1 + np.exp(-x))
 
 
-def unit(x, eps=1e-3):
-  """x / |x|, with |x|^2 + eps^2 under the root so that zero stays zero."""
-  return x / np.sqrt(x @ x + eps * eps)
+def unit(x, eps=1e-3, short=0.1):
+  """x / |x|, with |x|^2 + eps^2 under the root; shorter where |x| < short."""
+  share = min(x @ x / short**2, 1)
+  return x / np.sqrt(x @ x + eps * eps) * share * (2 - share)
 
 
 def bound(x):
