@@ -80,6 +80,18 @@ def test_a_compiled_loop_goes_on_token_by_token(hope):
   np.testing.assert_allclose(rest, whole[:, 7:], atol=1e-5)
 
 
+def test_positions_are_those_asked_for(hope):
+  """If this fails, a task's answers are looked for at other tokens."""
+  model, params, apply = hope
+  whole, _ = apply(TOKENS)
+  at = jnp.array([[3, 17], [9, 0]])
+  logits, _ = jax.jit(
+      lambda tokens: model.apply({'params': params}, tokens, positions=at)
+  )(TOKENS)
+  expected = jnp.take_along_axis(whole, at[..., None], axis=1)
+  np.testing.assert_allclose(logits, expected, atol=1e-6)
+
+
 def test_causal_bit_for_bit(hope):
   """If this fails, a prediction knows the future."""
   _, _, apply = hope
