@@ -34,6 +34,9 @@ class Architecture(NamedTuple):
 
 _TITANS = 'hope_jax.models.mixers:SelfModifyingTitans'
 _ATTENTION = 'hope_jax.models.attention:Attention'
+_ATTENTION_READS = (
+    'heads', 'attention_window', 'attention_implementation', 'rope_base',
+)
 
 # Static projections and gates, targets v_t and plain gradient descent on the L2
 # loss are Titans with retention and momentum (LMM, arXiv 2501.00663, Eq. 8-14),
@@ -73,14 +76,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     'hope_attention': Architecture(
         _ATTENTION,
-        reads=('heads', 'attention_window', 'rope_base', 'continuum'),
+        reads=(*_ATTENTION_READS, 'continuum'),
         levels=True,
         window=True,
     ),
     # Transformer++ with a norm of queries and keys.
     'transformer': Architecture(
         _ATTENTION,
-        reads=('heads', 'attention_window', 'rope_base'),
+        reads=_ATTENTION_READS,
         window=True,
     ),
     'titans': Architecture(_TITANS, fixed=_STATIC, reads=('heads', 'titans')),

@@ -243,6 +243,10 @@ class ModelConfig:
   # Tokens that softmax attention looks back on; also the size of its cache.
   attention_window: int = 2048
   rope_base: float = 10_000.0
+  # What runs softmax attention. 'auto': the splash kernel on a TPU and cuDNN on
+  # a GPU, for the calls that they take, and XLA elsewhere; see
+  # models/attention_kernels.py. The others refuse what they do not take.
+  attention_implementation: Literal['auto', 'xla', 'cudnn', 'splash'] = 'auto'
   # The self-modifying Titans and CMS of a block.
   titans: TitansConfig = TitansConfig()
   continuum: ContinuumConfig = ContinuumConfig()

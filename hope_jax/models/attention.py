@@ -1,18 +1,13 @@
 """Causal softmax attention with rotary positions and a sliding cache."""
 
-import itertools
-
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
+from hope_jax.models.attention_kernels import attend
 from hope_jax.models.layers import Mixer, Norm
 from hope_jax.models.packing import Packing
 from hope_jax.sharding import constrain
 from hope_jax.types import Array, PyTree
-
-TILE = 256  # queries
-SCANS = 4  # over tiles
 
 
 def rotate(x: Array, position: Array, base: float) -> Array:
@@ -24,83 +19,6 @@ def rotate(x: Array, position: Array, base: float) -> Array:
   a, b = x[..., :half], x[..., half : 2 * half]
   parts = (a * cos - b * sin, a * sin + b * cos, x[..., 2 * half :])
   return jnp.concatenate(parts, axis=-1).astype(x.dtype)
-
-
-def attend(
-    q: Array,
-    k: Array,
-    v: Array,
-    document: Array,
-    seen: Array | None,
-    window: int,
-) -> Array:
-  """Softmax attention of each query to the last `window` keys of its document.
-
-  Queries go in tiles, each rematerialised, so that memory grows with T and not
-  with T^2, and beyond the window so does time. There are a few scans, each with
-  the keys that its last tile can see: in one scan, half of the keys of all
-  tiles would be ahead of their queries.
-
-  Args:
-    q: [B, T, H, K]; the queries of the last T keys.
-    k: [B, S, H, K], S >= T.
-    v: [B, S, H, K].
-    document: [B, T], the document of each query.
-    seen: [B, S], the document of each key; None: one document in each row.
-    window: keys a query sees, its own among them.
-
-  Returns:
-    [B, T, H, K].
-  """
-  length, before = q.shape[1], k.shape[1] - q.shape[1]
-  tile = min(TILE, length)
-  count = -(-length // tile)
-  missing = count * tile - length
-  most = window - 1 + tile  # keys that the queries of a tile can see
-
-  def pad(x):
-    return jnp.pad(x, ((0, 0), (0, missing)) + ((0, 0),) * (x.ndim - 2))
-
-  keys = [None if x is None else pad(x) for x in (k, v, seen)]
-
-  def tiles(x):
-    x = pad(x).reshape(x.shape[0], count, tile, *x.shape[2:])
-    return jnp.moveaxis(x, 1, 0)
-
-  queries = jnp.arange(count), tiles(q), tiles(document)
-
-  def scan(begin, end):
-    """Tiles begin to end, whose keys are `reach` at most."""
-    reach = min(before + end * tile, most)
-
-    def step(_, xs):
-      """xs: index of the tile, its queries [B, C, H, K], documents [B, C]."""
-      i, q, document = xs
-      first = before + i * tile  # key of the first query
-      start = jnp.clip(first + tile - reach, 0)
-      k, v, seen = (
-          x if x is None else jax.lax.dynamic_slice_in_dim(x, start, reach, 1)
-          for x in keys
-      )
-      behind = jnp.arange(tile)[:, None] - jnp.arange(reach)
-      distance = first - start + behind
-      mask = ((distance >= 0) & (distance < window))[None]
-      if seen is not None:
-        mask = mask & (document[:, :, None] == seen[:, None, :])
-        # A padded query sees itself, so that its softmax is not empty.
-        mask = mask | (distance == 0)
-      return None, jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
-
-    xs = jax.tree.map(lambda x: x[begin:end], queries)
-    return jax.lax.scan(jax.checkpoint(step), None, xs)[1]
-
-  ends = [-(-count * n // SCANS) for n in range(SCANS)]
-  # From where the window is the limit, one scan has the rest.
-  ends = [n for n in ends if before + n * tile < most]
-  ends = sorted({0, *ends, count})
-  o = jnp.concatenate([scan(*pair) for pair in itertools.pairwise(ends)])
-  o = jnp.moveaxis(o, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])
-  return o[:, :length]
 
 
 class Attention(Mixer):
@@ -160,7 +78,10 @@ class Attention(Mixer):
       seen = jnp.concatenate([state['document'], seen], axis=1)
 
     packed = state is not None or packing.starts is not None
-    o = attend(q, k, v, document, seen if packed else None, window)
+    o = attend(
+        q, k, v, document, seen if packed else None, window,
+        implementation=config.attention_implementation,
+    )
     missing = window - k.shape[1]
     if missing > 0:
       pad = ((0, 0), (missing, 0), (0, 0), (0, 0))

@@ -107,7 +107,9 @@ class Level(nn.Module):
   def of_rows(self, fast: PyTree) -> Callable[[Array], Array]:
     """The level as a function of [B, T, D], `fast` added to its parameters."""
     theta = meta.unbox(self.variables['params'])
-    level = self.clone(parent=None)
+    # What the rows learn from is the plain gradient of Eq. 71, whatever the
+    # outer optimizer makes of the gradients of products.
+    level = self.clone(parent=None, dot_general=None)
 
     def row(offset, x):
       weights = jax.tree.map(jnp.add, theta, offset)

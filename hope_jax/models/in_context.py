@@ -115,18 +115,13 @@ class _Reader:
         ids = jnp.broadcast_to(jnp.maximum(last, 1)[:, None], tokens.shape)
       count = -(-(self.size - 1 + length) // self.size)
 
-    def behind(open_chunk, new):
-      """The chunks of the call, [B, N C], the open one first."""
-      free = jnp.zeros((batch, count * self.size - self.size), new.dtype)
-      whole = jnp.concatenate([open_chunk, free], axis=1)
-      # One chunk more, into which nothing may be clipped.
-      whole = jnp.pad(whole, ((0, 0), (0, length)))
-      whole = jax.lax.dynamic_update_slice(whole, new, (0, fill))
-      return whole[:, : count * self.size]
+    def lay_out(open_chunk, new):
+      """All chunks of the call, [B, N C], the open one first."""
+      row = jnp.pad(open_chunk, ((0, 0), (0, (count - 1) * self.size)))
+      return jax.lax.dynamic_update_slice(row, new.astype(row.dtype), (0, fill))
 
     inputs = (
-        behind(state.tokens, tokens.astype(jnp.int32)),
-        behind(state.segment_ids, ids.astype(jnp.int32)),
+        lay_out(state.tokens, tokens), lay_out(state.segment_ids, ids)
     )
     chunks = jax.tree.map(
         lambda x: jnp.moveaxis(x.reshape(batch, count, self.size), 1, 0), inputs
@@ -141,15 +136,16 @@ class _Reader:
     logits = jnp.moveaxis(logits, 0, 1).reshape(batch, -1, logits.shape[-1])
     logits = jax.lax.dynamic_slice_in_dim(logits, fill, length, axis=1)
     end = fill + length
-    open_chunk = jax.tree.map(
-        lambda x: jax.lax.dynamic_slice_in_dim(
-            jnp.pad(x, ((0, 0), (0, self.size))),
-            end // self.size * self.size, self.size, axis=1,
-        ),
-        inputs,
-    )
+
+    def still_open(row):
+      """What follows the last complete chunk, [B, C]; 0 where nothing does."""
+      row = jnp.pad(row, ((0, 0), (0, self.size)))
+      begin = end // self.size * self.size
+      return jax.lax.dynamic_slice_in_dim(row, begin, self.size, axis=1)
+
     fill = jnp.asarray(end % self.size, jnp.int32)
-    return logits, ContextState(*carry, *open_chunk, fill), diagnostics
+    state = ContextState(*carry, *map(still_open, inputs), fill)
+    return logits, state, diagnostics
 
   def _start(self, batch: int) -> ContextState:
     fast = continuum.fast_state(

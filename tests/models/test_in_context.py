@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import main
+from hope_jax import main, optim
 from hope_jax.config import ContinuumConfig, ModelConfig
 from hope_jax.models.factory import language_model
 from hope_jax.models.lm import LanguageModel
@@ -78,6 +78,31 @@ def test_a_compiled_loop_goes_on_token_by_token(hope):
       TOKENS[:, 7:], state
   )
   np.testing.assert_allclose(rest, whole[:, 7:], atol=1e-5)
+
+
+def test_positions_are_those_asked_for(hope):
+  """If this fails, a task's answers are looked for at other tokens."""
+  model, params, apply = hope
+  whole, _ = apply(TOKENS)
+  at = jnp.array([[3, 17], [9, 0]])
+  logits, _ = jax.jit(
+      lambda tokens: model.apply({'params': params}, tokens, positions=at)
+  )(TOKENS)
+  expected = jnp.take_along_axis(whole, at[..., None], axis=1)
+  np.testing.assert_allclose(logits, expected, atol=1e-6)
+
+
+def test_the_outer_optimizer_s_products_do_not_teach_fast_weights(hope):
+  """If this fails, a sequence learns otherwise under another outer optimizer.
+
+  The weight gradients of DGD are not those of Eq. 71.
+  """
+  model, params, apply = hope
+  dgd = model.clone(dot_general=optim.delta_dot_general())
+  logits, _ = jax.jit(lambda tokens: dgd.apply({'params': params}, tokens))(
+      TOKENS
+  )
+  np.testing.assert_allclose(logits, apply(TOKENS)[0], atol=1e-5)
 
 
 def test_causal_bit_for_bit(hope):

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.config import ModelConfig
-from hope_jax.models import attention
+from hope_jax.config import ConfigError, ModelConfig
+from hope_jax.models import attention_kernels
 from hope_jax.models.attention import Attention
 from hope_jax.models.layers import CausalConv, Norm, recall_tap_init
 from hope_jax.models.packing import Packing, Place, locate
@@ -28,7 +28,7 @@ def test_attention_is_softmax_over_window_and_document(
     monkeypatch, tile, window
 ):
   """If this fails, attention weighs, turns or masks other than it says."""
-  monkeypatch.setattr(attention, 'TILE', tile)
+  monkeypatch.setattr(attention_kernels, 'TILE', tile)
   config = ModelConfig(
       architecture='transformer', dim=D, heads=2, layers=1,
       attention_window=window,
@@ -57,6 +57,43 @@ def test_attention_is_softmax_over_window_and_document(
     np.testing.assert_allclose(o[b], expected(x[b], documents[b]), atol=2e-5)
   o, _ = module.apply({'params': params}, x, None, plain)
   np.testing.assert_allclose(o[1], expected(x[1], [1] * T), atol=2e-5)
+
+
+@pytest.mark.parametrize('window', [100, 300])
+def test_splash_attention_is_the_form_of_xla(window):
+  """If this fails, a TPU attends otherwise than a CPU: values or gradients."""
+  rng = np.random.default_rng(0)
+  q, k, v, d = rng.normal(size=(4, 2, 256, 2, 8)).astype(np.float32)
+  ids = np.array([[0] * 150 + [1] * 106, [0] * 30 + [1] * 200 + [-1] * 26])
+  seen, here = jnp.asarray(ids), jnp.maximum(jnp.asarray(ids), 0)
+
+  def run(**options):
+    def of(q, k, v):
+      o = attention_kernels.attend(q, k, v, here, seen, window, **options)
+      return jnp.where(seen[..., None, None] < 0, 0, o)  # padding: anything
+
+    o, pull = jax.vjp(of, q, k, v)
+    return o, pull(d)
+
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
+      run(implementation='splash', interpret=True), run(implementation='xla'),
+  )
+
+
+def test_an_implementation_refuses_what_it_does_not_take():
+  """If this fails, a choice is overruled without a word."""
+  x = jnp.zeros((1, 100, 1, 8))
+  ids = jnp.zeros((1, 100), int)
+  for name, complaint in (('splash', 'T=100'), ('cudnn', 'no GPU')):
+    with pytest.raises(ConfigError, match=f"='{name}': .*{complaint}"):
+      attention_kernels.attend(x, x, x, ids, None, 9, implementation=name)
+  # With the keys of an earlier call there is one for all.
+  long = jnp.zeros((1, 120, 1, 8))
+  out = attention_kernels.attend(
+      x, long, long, ids, None, 9, implementation='splash'
+  )
+  assert out.shape == x.shape
 
 
 def test_a_cache_of_padding_alone_is_no_document():
