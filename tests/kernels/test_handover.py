@@ -35,14 +35,14 @@ def mesh(request):
 
 def _check(
     mesh, regimes, *, packed, bounds, dtype, shape=SHAPE, reset=False,
-    **options,
+    where=WHERE, **options,
 ):
   """Outputs, final state and all gradients of every regime."""
   ids = cases.segments(shape[1]) if packed else None
   with jax.set_mesh(mesh):
     def f(q, k, u, eta, log_alpha, state, *reset):
       return dgd_recurrence(
-          q, k, u, eta, log_alpha, state, partition=WHERE,
+          q, k, u, eta, log_alpha, state, partition=where,
           segment_ids=None if ids is None else jnp.asarray(ids),
           reset=reset[0] if reset else None, **options,
       )
@@ -97,6 +97,19 @@ def test_sharded_sequence_of_linear_memories(mesh, read, x64):
   _check(
       mesh, ('mixed',), packed=True, reset=True,
       bounds=cases.BOUNDS['float64'], dtype=np.float64, read=read, tile=4,
+  )
+
+
+@pytest.mark.parametrize('mesh', [(2, 2, 2)], indirect=True)
+@pytest.mark.parametrize('reset', [False, True])
+def test_sharded_rows_and_heads(mesh, reset, x64):
+  """A failure means that a device runs another's rows or heads.
+
+  As the linear memories ask for it; a third axis of the mesh is left alone.
+  """
+  _check(
+      mesh, ('mixed',), packed=True, reset=reset, where=P('data', 'tensor'),
+      bounds=cases.BOUNDS['float64'], dtype=np.float64, read='post', tile=4,
   )
 
 
