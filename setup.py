@@ -43,7 +43,7 @@ setuptools.setup(
     license='Apache-2.0',
     license_files=['LICENSE'],
     packages=setuptools.find_packages(include=['hope_jax', 'hope_jax.*']),
-    package_data={'hope_jax': ['py.typed']},
+    package_data={'hope_jax': ['py.typed', 'report/*.html']},
     cmdclass={'build_py': BuildPy},
     python_requires='>=3.11',
     install_requires=[
