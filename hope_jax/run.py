@@ -17,7 +17,14 @@ import jax
 
 from hope_jax import config as config_lib
 from hope_jax import sharding
-from hope_jax.config import Config, ConfigError, architectures, experiment
+from hope_jax.config import (
+  Config,
+  ConfigError,
+  ModelConfig,
+  OptimizerConfig,
+  architectures,
+  experiment,
+)
 from hope_jax.data import pipeline
 from hope_jax.data import tokenizer as tokenizer_lib
 from hope_jax.evals import text
@@ -51,7 +58,8 @@ def load(
     ConfigError: neither is given, or something in them is wrong.
   """
   if path:
-    given = values = experiment.load(path)
+    values = _of_file(experiment.load(path), dict(overrides))
+    given = values
   elif workdir:
     # All fields are there, those that its architecture does not read, too.
     given, values = {}, config_lib.to_dict(checkpoint_lib.load_config(workdir))
@@ -74,6 +82,25 @@ def load(
         f' {needed} ids; add --config.model.vocab_size={needed}'
     )
   return config
+
+
+def _of_file(
+    values: dict[str, Any], overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns what an experiment says of a run with these overrides.
+
+  Where they name another architecture or optimizer than the file, what the file
+  says of its own, and theirs do not read, is left out.
+  """
+  model, optimizer = values.get('model', {}), values.get('optimizer', {})
+  name = overrides.get('model.architecture')
+  if name and name != model.get('architecture', ModelConfig.architecture):
+    model = architectures.only_read(name, model)
+  name = overrides.get('optimizer.name')
+  if name and name != optimizer.get('name', OptimizerConfig.name):
+    kept = (k for k in optimizer if k not in OptimizerConfig.OWN)
+    optimizer = {k: optimizer[k] for k in kept}
+  return values | {'model': model, 'optimizer': optimizer}
 
 
 def train(

@@ -147,6 +147,32 @@ def reads(name: str, field: str) -> bool:
   return not any(_within(field, r) or _within(r, field) for r in some)
 
 
+def only_read(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the fields of ModelConfig that an architecture is free to read.
+
+  For what several architectures share, such as the file of an experiment.
+
+  Args:
+    name: the architecture.
+    fields: in nested groups; a group of which nothing is left is left out.
+  """
+  require_known(name)
+  return _only_read(name, fields, '')
+
+
+def _only_read(name: str, fields: Mapping[str, Any], group: str) -> dict:
+  kept = {}
+  for part, value in fields.items():
+    field = f'{group}{part}'
+    if isinstance(value, Mapping):
+      value = _only_read(name, value, f'{field}.')
+      if value:
+        kept[part] = value
+    elif reads(name, field) and field not in ARCHITECTURES[name].fixed:
+      kept[part] = value
+  return kept
+
+
 def require_read(config: Any, given: Mapping[str, Any]) -> None:
   """Refuses settings that the architecture would ignore or overrule.
 

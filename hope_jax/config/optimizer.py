@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from hope_jax.config.build import positive, require
 
@@ -13,6 +13,9 @@ _ADAMW = {'b1': 0.9, 'b2': 0.95, 'eps': 1e-8}
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
   """The outermost level: an optimizer, warm-up and cosine, clipping, decay."""
+
+  # The fields that only some optimizers read.
+  OWN: ClassVar = ('options', *_ADAMW)
 
   # One of optim/registry.py: adamw, adam, lion, sgd, momentum, muon, adamuon,
   # m3, dgd, deep_momentum, delta_momentum, feature_momentum,

@@ -9,12 +9,7 @@ from hope_jax.optim.dgd import (
 )
 from hope_jax.optim.frequency import at_frequency, nested, update_counts
 from hope_jax.optim.leaves import describe, matrix_labels
-from hope_jax.optim.m3 import (
-  m3,
-  multi_scale_momentum,
-  scale_by_m3,
-  scale_by_multi_scale_momentum,
-)
+from hope_jax.optim.m3 import m3, scale_by_m3
 from hope_jax.optim.momentum import (
   delta_momentum,
   feature_momentum,
@@ -24,6 +19,10 @@ from hope_jax.optim.momentum import (
   scale_by_feature_momentum,
   scale_by_nonlinear_momentum,
   scale_by_preconditioned_momentum,
+)
+from hope_jax.optim.multi_scale import (
+  multi_scale_momentum,
+  scale_by_multi_scale_momentum,
 )
 from hope_jax.optim.muon import adamuon, muon, scale_by_adamuon, scale_by_muon
 from hope_jax.optim.newton_schulz import orthogonalize

@@ -20,13 +20,14 @@ import optax
 
 from hope_jax.optim.deep_momentum import deep_momentum
 from hope_jax.optim.dgd import delta_dot_general, dgd
-from hope_jax.optim.m3 import m3, multi_scale_momentum
+from hope_jax.optim.m3 import m3
 from hope_jax.optim.momentum import (
     delta_momentum,
     feature_momentum,
     nonlinear_momentum,
     preconditioned_momentum,
 )
+from hope_jax.optim.multi_scale import multi_scale_momentum
 from hope_jax.optim.muon import adamuon, muon
 
 

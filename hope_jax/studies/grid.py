@@ -1,6 +1,6 @@
 """The cells of a study, what each is run with, and the results there are."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 import contextlib
 import dataclasses
 import hashlib
@@ -67,14 +67,8 @@ def config_of(study: StudyConfig, cell: Cell) -> Config:
   model = settings(study, cell).get('model', {})
   name = model.get('architecture', ModelConfig.architecture)
   shared = _shared(study, cell)
-  architectures.require_known(name)
-  if 'model' in shared:
-    fixed = architectures.ARCHITECTURES[name].fixed
-    kept = _read(
-        shared['model'],
-        lambda field: field not in fixed and architectures.reads(name, field),
-    )
-    shared = shared | {'model': kept}
+  kept = architectures.only_read(name, shared.get('model', {}))
+  shared = shared | {'model': kept}
   config = config_lib.from_dict(_settings(study, cell, shared))
   own = study.fields[cell.row].get('model', {})
   architectures.require_read(config.model, own)
@@ -98,21 +92,6 @@ def _merge(old: Any, new: Any) -> Any:
   if not (isinstance(old, dict) and isinstance(new, dict)):
     return new
   return old | {k: _merge(old.get(k, {}), v) for k, v in new.items()}
-
-
-def _read(
-    fields: dict[str, Any], reads: Callable[[str], bool], above: str = ''
-) -> dict[str, Any]:
-  """Leaves out the fields that are not read; groups without one, too."""
-  kept = {}
-  for name, value in fields.items():
-    if isinstance(value, dict):
-      value = _read(value, reads, f'{above}{name}.')
-      if value:
-        kept[name] = value
-    elif reads(f'{above}{name}'):
-      kept[name] = value
-  return kept
 
 
 def asked(study: StudyConfig, cell: Cell) -> dict[str, Any]:
