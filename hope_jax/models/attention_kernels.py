@@ -46,7 +46,8 @@ def _xla(
   def pad(x):
     return jnp.pad(x, ((0, 0), (0, missing)) + ((0, 0),) * (x.ndim - 2))
 
-  keys = [None if x is None else pad(x) for x in (k, v, seen)]
+  k, v = pad(k), pad(v)
+  seen = None if seen is None else pad(seen)
 
   def tiles(x):
     x = pad(x).reshape(x.shape[0], count, tile, *x.shape[2:])
@@ -63,18 +64,20 @@ def _xla(
       i, q, document = xs
       first = before + i * tile  # key of the first query
       start = jnp.clip(first + tile - reach, 0)
-      k, v, seen = (
-          x if x is None else jax.lax.dynamic_slice_in_dim(x, start, reach, 1)
-          for x in keys
-      )
+
+      def reached(x):
+        return jax.lax.dynamic_slice_in_dim(x, start, reach, 1)
+
       behind = jnp.arange(tile)[:, None] - jnp.arange(reach)
       distance = first - start + behind
       mask = ((distance >= 0) & (distance < window))[None]
       if seen is not None:
-        mask = mask & (document[:, :, None] == seen[:, None, :])
+        mask = mask & (document[:, :, None] == reached(seen)[:, None, :])
         # A padded query sees itself, so that its softmax is not empty.
         mask = mask | (distance == 0)
-      return None, jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+      return None, jax.nn.dot_product_attention(
+          q, reached(k), reached(v), mask=mask[:, None]
+      )
 
     xs = jax.tree.map(lambda x: x[begin:end], queries)
     return jax.lax.scan(jax.checkpoint(step), None, xs)[1]
@@ -118,12 +121,15 @@ def _splash(q, k, v, document, seen, window, interpret=False):
     mask = splash_mask.LocalMask((length, length), (window - 1, 0), 0)
     kernel = splash.make_splash_mha_single_device(
         splash_mask.MultiHeadMask([mask] * q.shape[2]),
-        block_sizes=splash.BlockSizes(*(size,) * 8),
+        block_sizes=splash.BlockSizes(
+            size, size, size, size, size, size, size, size
+        ),
         interpret=interpret,
     )
     heads_first = (x.swapaxes(1, 2) for x in (q * width**-0.5, k, v))
     o = jax.vmap(kernel)(*heads_first, splash.SegmentIds(ids, ids))
-    return o.swapaxes(1, 2)
+    # An array alone, as no residuals are asked for.
+    return o.swapaxes(1, 2)  # pyright: ignore[reportAttributeAccessIssue]
 
   spec = current_spec(q.shape, 'batch', 'time', 'heads', 'head_dim')
   if spec is None:

@@ -16,6 +16,7 @@ is the pre-norm layout of its authors' other models.
 from collections.abc import Callable
 import functools
 import pkgutil
+from typing import Any
 
 from flax.core import meta
 import flax.linen as nn
@@ -80,8 +81,7 @@ class Continuum(nn.Module):
       )
     if fast:
       levels = [level.of_rows(w) for level, w in zip(levels, fast)]
-    variant = config.continuum.variant
-    return fast, continuum.chain(x, levels, variant=variant, weights=weights)
+    return fast, continuum.chain(x, levels, weights)
 
 
 class Level(nn.Module):
@@ -111,7 +111,8 @@ class Level(nn.Module):
     # outer optimizer makes of the gradients of products.
     level = self.clone(parent=None, dot_general=None)
 
-    def row(offset, x):
+    # Without mutable collections `apply` returns the output alone.
+    def row(offset: PyTree, x: Array) -> Any:
       weights = jax.tree.map(jnp.add, theta, offset)
       return level.apply({'params': weights}, x)
 

@@ -144,7 +144,7 @@ class _Reader:
       return jax.lax.dynamic_slice_in_dim(row, begin, self.size, axis=1)
 
     fill = jnp.asarray(end % self.size, jnp.int32)
-    state = ContextState(*carry, *map(still_open, inputs), fill)
+    state = ContextState(*carry, *map(still_open, inputs), fill=fill)
     return logits, state, diagnostics
 
   def _start(self, batch: int) -> ContextState:

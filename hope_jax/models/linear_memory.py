@@ -23,7 +23,8 @@ class LinearMemory(MemoryMixer):
     rule: a key of `nested.linear_memory.ERASES`.
   """
 
-  rule: str
+  # Flax's types do not see that the field of `Mixer` before goes by keyword.
+  rule: str  # pyright: ignore[reportGeneralTypeIssues]
 
   @nn.compact
   def __call__(
@@ -62,13 +63,15 @@ class LinearMemory(MemoryMixer):
       b = self.param(f'bias_{name}', partitioned(start, 'heads'), (heads,))
       return x.astype(jnp.float32) @ w + b
 
-    beta = log_alpha = None
     if linear_memory.ERASES[rule]:
-      beta = nn.sigmoid(gate('beta', 0.0))
-    if rule == 'gated_deltanet':  # 0.999 a token where the gate is at rest
-      log_alpha = -nn.softplus(gate('alpha', -6.9))
+      beta, log_alpha = nn.sigmoid(gate('beta', 0.0)), None
+      if rule == 'gated_deltanet':  # 0.999 a token where the gate is at rest
+        log_alpha = -nn.softplus(gate('alpha', -6.9))
+      write = linear_memory.delta_writes(v, beta, log_alpha)
+    else:
+      write = linear_memory.added_writes(rule, v)
     o, memory = linear_memory.layer(
-        q, k, linear_memory.writes(rule, v, beta, log_alpha),
+        q, k, write,
         None if state is None else state['memory'],
         erase=linear_memory.ERASES[rule],
         starts=packing.starts,

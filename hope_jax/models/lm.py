@@ -80,7 +80,8 @@ class LanguageModel(nn.Module):
         block,
         variable_axes={'params': 0, 'diagnostics': 0},
         split_rngs={'params': True},
-        in_axes=(0, 1, nn.broadcast),
+        # Flax's types say int.
+        in_axes=(0, 1, nn.broadcast),  # pyright: ignore[reportArgumentType]
         out_axes=0,
         length=config.layers,
         unroll=config.unroll,

@@ -5,12 +5,14 @@ function `nested.titans.layer`; no module is called inside the scan.
 """
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from hope_jax.config import TitansConfig
+from hope_jax.kernels.dgd.products import Precision
 from hope_jax.models.layers import (
   CausalConv,
   Mixer,
@@ -34,7 +36,9 @@ def _logit(p: float) -> float:
   return math.log(p / (1 - p))
 
 
-def titans_options(config: TitansConfig, precision: str) -> titans.Options:
+def titans_options(
+    config: TitansConfig, precision: Precision
+) -> titans.Options:
   """The plain arguments of `nested.titans.layer` for a configuration."""
   eta_max = config.eta_max
   if eta_max is None:
@@ -50,7 +54,7 @@ def titans_options(config: TitansConfig, precision: str) -> titans.Options:
       )
       if flag
   ]
-  derived = dict(
+  derived: dict[str, Any] = dict(
       eta_max=eta_max,
       layers=config.dgd_layers if config.dgd else 'none',
       adaptive=tuple(adaptive),
@@ -171,7 +175,10 @@ class SelfModifyingTitans(MemoryMixer):
         titans_state,
     )
     for name, value in diagnostics.items():
-      self.sow('diagnostics', name, value, reduce_fn=lambda _, b: b)
+      # Flax's types want `_` to be the tuple that its default begins with.
+      self.sow(  # pyright: ignore[reportArgumentType]
+          'diagnostics', name, value, reduce_fn=lambda _, b: b
+      )
     return self.output(x, o), {'titans': titans_state, 'tail': new_tail}
 
   def initial(self, options: titans.Options, head_dim: int) -> dict:

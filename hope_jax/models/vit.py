@@ -87,7 +87,8 @@ class Vit(nn.Module):
         VitBlock,
         variable_axes={'params': 0},
         split_rngs={'params': True},
-        in_axes=nn.broadcast,
+        # Flax's types say int.
+        in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
         length=config.layers,
         metadata_params={nn.PARTITION_NAME: 'layers'},
     )(config, self.dot_general, name='layers')

@@ -9,6 +9,8 @@ chunk, so the gradients of its tokens are taken together.
 """
 
 from collections.abc import Callable, Sequence
+import functools
+import operator
 from typing import NamedTuple
 
 import jax
@@ -20,8 +22,6 @@ from hope_jax.types import Array, PyTree
 def chain(
     x: Array,
     levels: Sequence[Callable[[Array], Array]],
-    *,
-    variant: str,
     weights: Array | None = None,
 ) -> Array:
   """The forward pass of a CMS block, fastest level first.
@@ -32,15 +32,15 @@ def chain(
   Args:
     x: residual stream, [..., D].
     levels: what each level adds, fastest first.
-    variant: 'sequential', 'nested' or 'independent'.
-    weights: the learned w_l of 'independent', [levels].
+    weights: the learned w_l of the independent variant, [levels]; None: of the
+      others.
 
   Returns:
     [..., D].
   """
-  if variant == 'independent':
-    added = [w * f(x) for w, f in zip(weights, levels)]
-    return x + sum(added[1:], start=added[0]).astype(x.dtype)
+  if weights is not None:
+    added = (w * f(x) for w, f in zip(weights, levels))
+    return x + functools.reduce(operator.add, added).astype(x.dtype)
   for f in levels:
     x = x + f(x)
   return x

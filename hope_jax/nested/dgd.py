@@ -18,9 +18,9 @@ import jax.numpy as jnp
 
 from hope_jax.kernels.dgd.chunked import chunk_step
 from hope_jax.kernels.dgd.decays import Decay, Flow, decay, flow
-from hope_jax.kernels.dgd.products import matmul
+from hope_jax.kernels.dgd.products import Precision, matmul
 from hope_jax.nested import memory as memory_lib
-from hope_jax.nested.memory import Matrix, Memory, Mlp, Write
+from hope_jax.nested.memory import Matrix, Memory, Mlp, Objective, Write
 from hope_jax.types import Array
 
 Layers = Literal['all', 'input', 'output', 'none']
@@ -78,17 +78,17 @@ def pack(
   firsts = [memories[name].first for name in names]
   by_shape = {}
   for name in names:
-    if isinstance(memories[name], Mlp):
-      key = name == names[0], memories[name].w_out.shape
-      by_shape.setdefault(key, []).append(name)
+    memory = memories[name]
+    if isinstance(memory, Mlp):
+      key = name == names[0], memory.w_out.shape
+      by_shape.setdefault(key, {})[name] = memory.w_out
   members = Members(
       names, tuple(x.shape[-1] for x in firsts),
       tuple(tuple(stack) for stack in by_shape.values()),
   )
   second = tuple(
-      memories[stack[0]].w_out if members.is_first(stack)
-      else jnp.stack([memories[name].w_out for name in stack], axis=-3)
-      for stack in members.stacks
+      stack[names[0]] if alone else jnp.stack([*stack.values()], axis=-3)
+      for (alone, _), stack in by_shape.items()
   )
   return Bank(jnp.concatenate(firsts, axis=-1), second), members
 
@@ -114,7 +114,7 @@ class Chunk(NamedTuple):
   targets: dict[str, Array]  # name -> v^, [..., C, V]
   eta: Array  # inner learning rates, [..., C]
   log_alpha: Array  # log retentions, [..., C]
-  log_mu: Array | None  # log momentum gates [..., C], or None
+  log_mu: Array | None  # log momentum gates [..., C]; None: no momentum
   # [..., C], 1; or 0 where there is no token, and then eta, log_alpha and
   # log_mu are 0.
   present: Array
@@ -124,7 +124,7 @@ class Chunk(NamedTuple):
 class Rule(NamedTuple):
   """How a bank is written and read; known when a program is compiled."""
 
-  objective: str  # 'delta' or 'l2', see `memory.write_values`
+  objective: Objective  # see `memory.write_values`
   # The layers of an MLP that DGD decays along their input ('none': plain
   # gradient descent; a matrix is its own input and output layer).
   layers: Layers
@@ -133,7 +133,7 @@ class Rule(NamedTuple):
   # Whether the state before ('pre') or after ('post') the token's own write
   # answers.
   read: Literal['pre', 'post'] = 'pre'
-  precision: str = 'float32'  # of the products
+  precision: Precision = 'float32'  # of the products
 
 
 class _Gates(NamedTuple):
@@ -170,7 +170,7 @@ def step(
   Args:
     bank: the memories at the chunk's start, leaves [..., ., .].
     frozen: the copy the gradients are taken at.
-    momentum: momentum of the writes, or None.
+    momentum: momentum of the writes; None where `chunk` has no gates of it.
     chunk: the tokens.
     members: the memories of the bank.
     rule: how they are written and read.
@@ -180,35 +180,29 @@ def step(
   Returns:
     The bank after the chunk, its momentum, and the reads [..., C, V] or None.
   """
-  writes = _writes(frozen, chunk, members, rule)
+  of_first, of_stacks = _writes(frozen, chunk, members, rule)
   kept = decay(chunk.log_alpha, rule.precision)
   flowing = None
-  if momentum is not None:
+  if chunk.log_mu is not None:
     flowing = flow(kept, chunk.log_mu, chunk.present, rule.precision)
   gates = _Gates(chunk.eta, kept, flowing, decaying)
   shares = [1.0] + [rule.share] * (len(members.names) - 1)
   o, first, first_momentum = _write_layer(
       bank.first, None if momentum is None else momentum.first, chunk.q,
-      Write(
-          chunk.k,
-          jnp.concatenate([writes[n].first.u for n in members.names], axis=-1),
-      ),
-      gates, rule,
+      of_first, gates, rule,
       # A matrix is its input and output layer in one.
       erase=rule.layers in ('all', 'input')
       or (rule.layers == 'output' and not bank.second),
       shares=_merge(tuple(zip(members.widths, shares))),
   )
   second, second_momentum = [], []
-  for i, (stack, state) in enumerate(zip(members.stacks, bank.second)):
-    write = [writes[name].w_out for name in stack]
+  stacks = zip(members.stacks, bank.second, of_stacks)
+  for i, (stack, state, write) in enumerate(stacks):
     query, of_stack = None, gates
-    if members.is_first(stack):
-      (write,) = write
-      query = None if chunk.q is None else memory_lib.activation(o)
-    else:
-      write = jax.tree.map(lambda *x: jnp.stack(x, axis=-3), *write)
+    if not members.is_first(stack):
       of_stack = gates.for_stack()
+    elif o is not None:
+      query = memory_lib.activation(o)
     answer, new, new_velocity = _write_layer(
         state, None if momentum is None else momentum.second[i], query,
         write._replace(x=unit(write.x)), of_stack, rule,
@@ -218,30 +212,42 @@ def step(
         ),
     )
     second.append(new)
-    second_momentum.append(new_velocity)
+    if new_velocity is not None:
+      second_momentum.append(new_velocity)
     o = o if query is None else answer
-  if chunk.q is not None:
+  if chunk.q is not None and o is not None:
     o = memory_lib.identity(chunk.q, o)
   new_momentum = None
-  if momentum is not None:
+  if first_momentum is not None:
     new_momentum = Bank(first_momentum, tuple(second_momentum))
   return Bank(first, tuple(second)), new_momentum, o
 
 
 def _writes(
     frozen: Bank, chunk: Chunk, members: Members, rule: Rule
-) -> dict[str, Memory]:
-  """name -> what to write into each layer of the memory."""
-  z = {name: None for name in members.names}
+) -> tuple[Write, tuple[Write, ...]]:
+  """What to write into the first layers, and into each of the stacks."""
+  z = {}
   if frozen.second or rule.objective == 'l2':
     z = members.split(matmul(chunk.k, frozen.first, rule.precision))
-  return {
-      name: memory_lib.write_values(
-          copy, chunk.k, chunk.targets[name], objective=rule.objective,
-          precision=rule.precision, z=z[name],
+  firsts: list[Array] = []
+  outputs: dict[str, Write] = {}
+  for name, copy in unpack(frozen, members).items():
+    first, output = memory_lib.write_values(
+        copy, chunk.k, chunk.targets[name], objective=rule.objective,
+        precision=rule.precision, z=z.get(name),
+    )
+    firsts.append(first.u)
+    if output is not None:
+      outputs[name] = output
+  stacks = tuple(
+      outputs[stack[0]] if members.is_first(stack)
+      else jax.tree.map(
+          lambda *x: jnp.stack(x, axis=-3), *(outputs[name] for name in stack)
       )
-      for name, copy in unpack(frozen, members).items()
-  }
+      for stack in members.stacks
+  )
+  return Write(chunk.k, jnp.concatenate(firsts, axis=-1)), stacks
 
 
 def _write_layer(
@@ -256,13 +262,15 @@ def _write_layer(
     shares: tuple[tuple[int, float], ...],
 ) -> tuple[Array | None, Array, Array | None]:
   """`chunk_step` of one layer, or of a stack of them."""
+  momentum = None
+  if velocity is not None and gates.flowing is not None:
+    momentum = velocity, gates.flowing
+  erases: bool | Array = erase
   if erase and gates.decaying is not None:
-    erase = gates.decaying
+    erases = gates.decaying
   return chunk_step(
-      state, query, *write, gates.eta, gates.kept,
-      read='none' if query is None else rule.read, erase=erase,
-      momentum=None if velocity is None else (velocity, gates.flowing),
-      shares=shares, precision=rule.precision,
+      state, query, *write, gates.eta, gates.kept, read=rule.read,
+      erase=erases, momentum=momentum, shares=shares, precision=rule.precision,
   )
 
 

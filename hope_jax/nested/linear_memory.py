@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from hope_jax.kernels.dgd.api import dgd_recurrence
+from hope_jax.kernels.dgd.products import Precision
 from hope_jax.types import Array
 
 ERASES = {
@@ -46,16 +47,12 @@ class Writes(NamedTuple):
   log_alpha: Array  # [B, T, H]
 
 
-def writes(
-    rule: str, v: Array, beta: Array | None, log_alpha: Array | None
-) -> Writes:
-  """The table above, row by row.
+def added_writes(rule: str, v: Array) -> Writes:
+  """The rows of the table above that do not erase.
 
   Args:
-    rule: a key of `ERASES`.
+    rule: 'linear_attention' or 'retnet'.
     v: values, [B, T, H, V].
-    beta: write strengths in [0, 1], [B, T, H], of the delta rules.
-    log_alpha: log retentions <= 0, [B, T, H], of 'gated_deltanet'.
 
   Returns:
     u, with the normaliser's column of ones for 'linear_attention'; eta; log
@@ -64,11 +61,23 @@ def writes(
   one = jnp.ones_like(v[..., 0])
   if rule == 'linear_attention':
     return Writes(jnp.concatenate([v, one[..., None]], axis=-1), one, 0 * one)
-  if rule == 'retnet':
-    gamma = 1 - 2.0 ** (-5 - jnp.arange(v.shape[2]))
-    return Writes(v, one, jnp.log(gamma) * one)
-  if rule == 'deltanet':
-    return Writes(v, beta, 0 * one)
+  gamma = 1 - 2.0 ** (-5 - jnp.arange(v.shape[2]))
+  return Writes(v, one, jnp.log(gamma) * one)
+
+
+def delta_writes(
+    v: Array, beta: Array, log_alpha: Array | None = None
+) -> Writes:
+  """The rows of the table above that erase.
+
+  Args:
+    v: values, [B, T, H, V].
+    beta: write strengths in [0, 1], [B, T, H].
+    log_alpha: log retentions <= 0, [B, T, H], of 'gated_deltanet'; None:
+      'deltanet'.
+  """
+  if log_alpha is None:
+    return Writes(v, beta, jnp.zeros_like(v[..., 0]))
   alpha = jnp.exp(log_alpha)
   return Writes(v / alpha[..., None], alpha * beta, log_alpha)
 
@@ -82,7 +91,7 @@ def layer(
     erase: bool,
     starts: Array | None = None,
     present: Array | None = None,
-    precision: str = 'float32',
+    precision: Precision = 'float32',
     partition: PartitionSpec | None = None,
     implementation: str = 'auto',
     interpret: Any = False,

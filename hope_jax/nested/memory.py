@@ -16,13 +16,15 @@ key and a `w_in` of unit variance give a hidden vector of length about one.
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from hope_jax.kernels.dgd.products import matmul
+from hope_jax.kernels.dgd.products import Precision, matmul
 from hope_jax.types import Array
+
+Objective = Literal['delta', 'l2']
 
 
 class Matrix(NamedTuple):
@@ -56,6 +58,13 @@ class Write(NamedTuple):
 
   x: Array  # [..., C, K or F], the layer's input
   u: Array  # [..., C, F or V], the negative gradient at its output
+
+
+class Writes(NamedTuple):
+  """What is written into each layer of a memory."""
+
+  first: Write  # into the layer that sees the key
+  second: Write | None  # into the output layer of an MLP
 
 
 def init(
@@ -113,7 +122,7 @@ def identity(z: Array, y: Array) -> Array:
 def read(
     memory: Memory,
     x: Array,
-    precision: str = 'float32',
+    precision: Precision = 'float32',
     *,
     z: Array | None = None,
 ) -> Array:
@@ -140,10 +149,10 @@ def write_values(
     k: Array,
     target: Array,
     *,
-    objective: str,
-    precision: str = 'float32',
+    objective: Objective,
+    precision: Precision = 'float32',
     z: Array | None = None,
-) -> Memory:
+) -> Writes:
   """Closed-form inner gradient: what to write into each layer.
 
   The loss is -<M(k), v^> ('delta') or 1/2 |M(k) - v^|^2 ('l2'), with v^ held
@@ -159,18 +168,20 @@ def write_values(
     z: k times the first layer, where the caller has it already.
 
   Returns:
-    A memory of the same form, of a `Write` a layer.
+    What to write, layer by layer.
   """
-  matrix = isinstance(memory, Matrix)
-  if z is None and (objective == 'l2' or not matrix):
-    z = matmul(k, memory.first, precision)
-  u = target
-  if objective == 'l2':
-    u = target - read(memory, k, precision, z=z)
-  if matrix:
-    return Matrix(Write(k, u))
+
+  def value(z):
+    if objective == 'l2':
+      return target - read(memory, k, precision, z=z)
+    return target
+
+  if isinstance(memory, Matrix):
+    return Writes(Write(k, value(z)), None)
+  if z is None:
+    z = matmul(k, memory.w_in, precision)
+  u = value(z)
   back = matmul(u, jnp.swapaxes(memory.w_out, -1, -2), precision)
-  return Mlp(
-      w_in=Write(k, activation_gradient(z) * back),
-      w_out=Write(activation(z), u),
+  return Writes(
+      Write(k, activation_gradient(z) * back), Write(activation(z), u)
   )

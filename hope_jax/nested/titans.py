@@ -275,14 +275,15 @@ def layer(
       functools.partial(tile_step, layout=layout), constants,
       (bank, frozen, momentum), x, grid, _marks(grid, options),
   )
-  frozen = bank if frozen is None else frozen
-  memories, frozen, momentum = (
-      None if b is None else dgd.unpack(b, members)
-      for b in (bank, frozen, momentum)
-  )
+  memories = dgd.unpack(bank, members)
   o = levels.from_tiles(o, grid, length)
   o = jnp.where(grid.overflow[:, None, None, None], jnp.nan, o)
-  state = TitansState(memories, frozen, momentum, grid.phase)
+  state = TitansState(
+      memories,
+      memories if frozen is None else dgd.unpack(frozen, members),
+      None if momentum is None else dgd.unpack(momentum, members),
+      grid.phase,
+  )
   return o, state, _diagnostics(stats, memories, grid, x.q.shape[2])
 
 

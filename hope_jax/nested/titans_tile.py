@@ -4,12 +4,12 @@
 scan and the TPU kernel both run it.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from hope_jax.kernels.dgd.products import column, matmul, row
+from hope_jax.kernels.dgd.products import Precision, column, matmul, row
 from hope_jax.nested import dgd
 from hope_jax.nested import memory as memory_lib
 from hope_jax.nested.dgd import unit
@@ -32,18 +32,18 @@ class Options(NamedTuple):
 
   chunk: int
   projection_chunk: int
-  objective: str
-  target: str  # 'bounded', 'raw', or 'value' (v^ = v, as in Titans)
-  read: str
+  objective: memory_lib.Objective
+  target: Literal['bounded', 'raw', 'value']  # 'value': v^ = v, as in Titans
+  read: Literal['causal', 'after', 'boundary']
   eta_max: float
-  eigenvalues: str  # 'positive' or 'signed'
+  eigenvalues: Literal['positive', 'signed']
   projection_eta: float
   retention: bool
-  layers: str
+  layers: dgd.Layers
   momentum: bool
   adaptive: tuple[str, ...]  # the memories that are written, besides the main
   aligned: bool
-  precision: str
+  precision: Precision
   implementation: str = 'xla'  # or 'pallas_tpu', or 'auto'
   plain_heads: int = 0  # the last ones: no decay along the key
 

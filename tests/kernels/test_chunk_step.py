@@ -31,24 +31,24 @@ def _momentum(state, log_alpha, log_mu, present):
 
 
 @pytest.mark.parametrize('erase', [True, False])
-@pytest.mark.parametrize('read', ['pre', 'post', 'chunk', 'none'])
+@pytest.mark.parametrize('read', ['pre', 'post', 'chunk', None])
 def test_momentum_is_the_token_serial_one(x64, read, erase):
   """If this fails, momentum delays or amplifies other than it says."""
   q, k, u, eta, la, log_mu, state, momentum = _inputs()
   expected = oracle.momentum_recurrence(
       q, k, u, eta, la, log_mu, state, momentum,
-      read='pre' if read == 'none' else read, erase=erase,
+      read=read or 'pre', erase=erase,
   )
   with jax.disable_jit():
     actual = chunked.chunk_step(
-        state, None if read == 'none' else q, k, u, eta, la, read=read,
+        state, q if read else None, k, u, eta, la, read=read or 'pre',
         erase=erase,
         momentum=_momentum(momentum, la, log_mu, jnp.ones(C)),
     )
   for a, e in zip(actual, expected):
     if a is not None:
       np.testing.assert_allclose(a, e, atol=1e-12)
-  assert (actual[0] is None) == (read == 'none')
+  assert (actual[0] is None) == (read is None)
 
 
 @pytest.mark.parametrize('momentum', [True, False])

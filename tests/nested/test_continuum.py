@@ -43,7 +43,8 @@ def read(theta, x, target, state, chosen):
     weights = jax.tree.map(jnp.add, theta, offset)
     levels = [lambda z, w=w: jnp.tanh(z @ w['a']) @ w['b'] for w in weights]
     y = continuum.chain(
-        x, levels, variant=chosen.variant, weights=jnp.asarray(WEIGHTS)
+        x, levels,
+        jnp.asarray(WEIGHTS) if chosen.variant == 'independent' else None,
     )
     return 0.5 * jnp.sum((y - target) ** 2), y
 

@@ -51,13 +51,21 @@ def delta_rule(q, k, v, beta, alpha):
   return o
 
 
+def table(rule, v, beta=None, log_alpha=None):
+  """What a rule writes, as the mixer asks for it."""
+  if not linear_memory.ERASES[rule]:
+    return linear_memory.added_writes(rule, v)
+  gated = rule == 'gated_deltanet'
+  return linear_memory.delta_writes(v, beta, log_alpha if gated else None)
+
+
 def run(rule, q, k, beta=None, log_alpha=None, **kwargs):
   """As the mixer does it."""
   q, k, values, beta, log_alpha = (
       None if x is None else jnp.asarray(x)
       for x in (q, k, VALUES, beta, log_alpha)
   )
-  writes = linear_memory.writes(rule, values, beta, log_alpha)
+  writes = table(rule, values, beta, log_alpha)
   o, state = linear_memory.layer(
       q, k, writes, erase=linear_memory.ERASES[rule], **kwargs
   )
@@ -95,9 +103,7 @@ def test_a_delta_rule_is_a_setting_of_dgd(rule):
   """If it fails, the delta rules have a recurrence of their own."""
   (q, k), gates, _ = CASES[rule]
   o, state = run(rule, q, k, **gates)
-  write = linear_memory.writes(
-      rule, VALUES, gates['beta'], gates.get('log_alpha')
-  )
+  write = table(rule, VALUES, gates['beta'], gates.get('log_alpha'))
   args = [np.asarray(x, np.float32) for x in (q, k, *write)]
   again, end = dgd_recurrence(*args, read='post')
   np.testing.assert_allclose(o, again, atol=1e-5)
@@ -108,7 +114,7 @@ def read(rule, at, state=None, **kwargs):
   """The rule on the tokens of a slice."""
   (q, k), gates, _ = CASES[rule]
   cut = lambda x: None if x is None else jnp.asarray(x[:, at])
-  writes = linear_memory.writes(
+  writes = table(
       rule, cut(VALUES), cut(gates.get('beta')), cut(gates.get('log_alpha'))
   )
   return linear_memory.layer(
@@ -168,7 +174,7 @@ def test_the_tpu_kernel_runs_it(rule):
   ))
   q, k = jnp.exp(0.1 * q) / 8, k / jnp.linalg.norm(k, axis=-1, keepdims=True)
   beta = jax.nn.sigmoid(v[..., 0])
-  writes = linear_memory.writes(rule, v, beta, -0.1 * beta)
+  writes = table(rule, v, beta, -0.1 * beta)
   starts = jnp.arange(33)[None] == 20
 
   def f(interpret, writes):

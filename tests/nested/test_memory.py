@@ -53,7 +53,7 @@ def test_a_gradient_does_not_reach_through_the_target():
     return 0.5 * jnp.sum((memory_lib.read(memory, k) - target) ** 2)
 
   target = memory_lib.read(memory, v)
-  x, u = memory_lib.write_values(memory, k, target, objective='l2').w
+  x, u = memory_lib.write_values(memory, k, target, objective='l2').first
   held = jax.grad(loss)(memory, target).w
   through = jax.grad(lambda m: loss(m, memory_lib.read(m, v)))(memory).w
   np.testing.assert_allclose(-x.T @ u, held, rtol=1e-4, atol=1e-4)

@@ -14,11 +14,10 @@ from hope_jax.kernels.dgd.implementations import (
   Problem,
   choose,
 )
-from hope_jax.kernels.dgd.reference import Packed
+from hope_jax.kernels.dgd.products import Precision
+from hope_jax.kernels.dgd.reference import Packed, Read
 from hope_jax.types import Array
 
-Read = Literal['pre', 'post', 'chunk']
-Precision = Literal['float32', 'bf16']
 SaveStates = Literal['auto', 'hbm', 'recompute']
 
 # Retention below e^-30 is nothing; the floor keeps sums of log alpha finite.
@@ -159,9 +158,7 @@ def dgd_recurrence(
       run,
       in_specs=(
           *(tokens,) * 5, matrices,
-          None if packed is None else Packed(
-              ids, None if packed.reset is None else matrices
-          ),
+          jax.tree.map(lambda x: ids if x.ndim == 2 else matrices, packed),
       ),
       out_specs=(tokens, matrices),
       # What a kernel returns does not say over which axes it varies.
@@ -170,7 +167,7 @@ def dgd_recurrence(
   return o, final
 
 
-def _check_sequence(axes, length: int, read: str, tile: int) -> None:
+def _check_sequence(axes, length: int, read: Read, tile: int) -> None:
   """Raises ValueError where the mesh cannot split the sequence over `axes`."""
   mesh = jax.sharding.get_abstract_mesh()
   names = (axes,) if isinstance(axes, str) else axes
@@ -219,7 +216,7 @@ def dgd_step(
   if read not in ('pre', 'post'):
     raise ValueError(f"read must be one of ('pre', 'post'); got {read!r}")
   _validate(
-      *(x[:, None] for x in (q, k, u, eta, log_alpha)), state
+      *(x[:, None] for x in (q, k, u, eta, log_alpha)), state=state
   )
   dtype = jnp.promote_types(state.dtype, jnp.float32)
   args = [x.astype(dtype) for x in (q, k, u, eta, log_alpha)]

@@ -18,8 +18,6 @@ e_s k_s^T into e_t; what stands before E is unit lower triangular.
 in `nested/` and the accelerator kernels all call it.
 """
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 
@@ -32,15 +30,16 @@ from hope_jax.kernels.dgd.decays import (
   leave,
 )
 from hope_jax.kernels.dgd.products import (
+  Precision,
   column,
   inverse_unit_lower,
   matmul,
   transpose,
   unit_lower_solve,
 )
+from hope_jax.kernels.dgd.reference import Read
 from hope_jax.types import Array
 
-Read = Literal['pre', 'post', 'chunk', 'none']
 # (columns, share) of memories that stand side by side in V.
 Shares = tuple[tuple[int, float], ...]
 
@@ -57,20 +56,20 @@ def chunk_step(
     erase: bool | Array = True,
     momentum: tuple[Array, Flow] | None = None,
     shares: Shares | None = None,
-    precision: str = 'float32',
+    precision: Precision = 'float32',
     inverse: Array | None = None,
 ) -> tuple[Array | None, Array, Array | None]:
   """One chunk of the recurrence, exactly; leading axes are batched.
 
   Args:
     state: state at the chunk's start, [..., K, V], float32 or float64.
-    q: queries [..., C, K]; None where read is 'none'.
+    q: queries [..., C, K]; None: nothing is read.
     k: keys, [..., C, K].
     u: write values, [..., C, V].
     eta: write strengths, [..., C]; 0 leaves a token out.
     log_alpha: log retention, [..., C], <= 0; 0 keeps all; or its `decay`.
-    read: which state a query sees: 'pre', 'post', 'chunk' (the chunk's first
-      state), or 'none' for no output.
+    read: which state a query sees: 'pre', 'post' or 'chunk' (the chunk's first
+      state).
     erase: whether the delta decay -eta k k^T acts (DGD), or only alpha (plain
       gradient descent with weight decay); or 1 and 0, [..., 1, 1], head by
       head.
@@ -87,7 +86,7 @@ def chunk_step(
   shares = shares or ((u.shape[-1], 1.0),)
   kept = log_alpha
   if not isinstance(kept, Decay):
-    kept = decay(log_alpha, precision)
+    kept = decay(kept, precision)
   eta = column(eta)
   if momentum is not None:
     return _momentum_chunk_step(
@@ -95,7 +94,7 @@ def chunk_step(
         shares=shares, precision=precision,
     )
   # One product serves keys and queries: rows of both against the same operand.
-  reads = read != 'none'
+  reads = q is not None
   decays = erase is not False
   rows = jnp.concatenate([k, q], axis=-2) if reads else k
   if decays or reads:
@@ -143,7 +142,7 @@ def _scaled(x: Array, shares: Shares) -> Array:
 
 
 def system_inverse(
-    k: Array, eta: Array, log_alpha: Array, precision: str
+    k: Array, eta: Array, log_alpha: Array, precision: Precision
 ) -> Array:
   """(I + L)^{-1} of a chunk, [..., C, C]; it does not depend on the state."""
   gram = matmul(k, transpose(k), precision)
@@ -155,7 +154,7 @@ def _solve(
     lower: Array,
     rhs: Array,
     shares: Shares,
-    precision: str,
+    precision: Precision,
     inverse: Array | None = None,
 ) -> Array:
   """(I + share * lower)^{-1} rhs, the columns of each memory with its share."""
@@ -194,7 +193,7 @@ def _momentum_chunk_step(
   as without momentum.
   """
   w = _scaled(eta * flowing.share * u, shares)
-  reads, decays = read != 'none', erase is not False
+  reads, decays = q is not None, erase is not False
   rows = jnp.concatenate([k, q], axis=-2) if reads else k
   if decays or reads:
     # Rows against [M_0 | S_0] and against the keys, each in one product.
@@ -249,7 +248,7 @@ def chunk_scan(
     read: Read,
     tile: int,
     erase: bool,
-    precision: str,
+    precision: Precision,
 ) -> tuple[Array, Array]:
   """The recurrence over [B, T, H, ...] as one scan over tiles of `chunk_step`.
 

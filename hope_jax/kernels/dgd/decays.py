@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from hope_jax.kernels.dgd.products import (
+  Precision,
   column,
   column_by_sum,
   matmul,
@@ -74,7 +75,7 @@ def _between_jvp(primals, tangents):
   return between(x), jnp.matmul(ones, terms, precision='highest')
 
 
-def decay(log_alpha: Array, precision: str = 'float32') -> Decay:
+def decay(log_alpha: Array, precision: Precision = 'float32') -> Decay:
   """`Decay` of log retentions; shared by states that decay alike.
 
   Args:
@@ -109,7 +110,9 @@ def leave(kept: Decay) -> tuple[Array, Array]:
   return enter * alpha, keep * alpha + own
 
 
-def flow(kept: Decay, log_mu: Array, present: Array, precision: str) -> Flow:
+def flow(
+    kept: Decay, log_mu: Array, present: Array, precision: Precision
+) -> Flow:
   """`Flow` of momentum with log gates [..., C] into a state.
 
   Args:

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from hope_jax.kernels.dgd import segments
-from hope_jax.kernels.dgd.products import matmul
+from hope_jax.kernels.dgd.products import Precision, matmul
 from hope_jax.kernels.dgd.reference import Packed
 from hope_jax.types import Array
 
@@ -41,8 +41,8 @@ def recurrence(
     *,
     axis_name: Any,
     tile: int,
-    precision: str,
-) -> tuple[Array, tuple[Array]]:
+    precision: Precision,
+) -> tuple[Array, tuple[Array, ...]]:
   """`api.dgd_recurrence` inside a `shard_map` that splits the sequence.
 
   Args:
@@ -108,14 +108,14 @@ def recurrence(
 
   o, rows = o[..., :value_dim], o[..., value_dim:]
   more = read_from(entering, rows)
-  if borders is not None:
+  if packed is not None:
     where = segments.locate(packed.segment_ids, tile, ahead)
     goes_on = (where.first <= 0)[..., None, None]
     more = jnp.where(goes_on, more, read_from(reset, rows))
   o = o + more
   if at_chunk:  # tokens whose chunk starts in the shard ahead
     earlier = (where.boundary < 0)[..., None, None]
-    o = jnp.where(earlier, read_from(*at_chunk, q), o)
+    o = jnp.where(earlier, read_from(at_chunk[0], q), o)
   return o.astype(u.dtype), last[:1]
 
 

@@ -59,7 +59,8 @@ def _xla(
     precision, **of_kernels
 ):
   del of_kernels
-  args = *(x.astype(state.dtype) for x in (q, k, u)), eta, log_alpha, state
+  q, k, values = (x.astype(state.dtype) for x in (q, k, u))
+  args = q, k, values, eta, log_alpha, state
   how = dict(read=read, tile=tile, erase=erase, precision=precision)
   if packed is None:
     o, state = chunked.chunk_scan(*args, **how)

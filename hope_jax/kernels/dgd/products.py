@@ -4,21 +4,25 @@ Plain JAX, with the few derivatives written out whose automatic form is worse:
 in accuracy, in time, or because a kernel compiler refuses it.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
 from hope_jax.types import Array
 
+Precision = Literal['float32', 'bf16']
 
-def matmul(x: Array, y: Array, precision: str) -> Array:
+
+def matmul(x: Array, y: Array, precision: Precision) -> Array:
   """x @ y over the last two axes, accumulated in at least float32.
 
   With 'bf16' the operands of the product and of its two derivatives are
   bfloat16, for which forward mode is not defined.
   """
   if x.ndim > 3 and x.shape[:-2] == y.shape[:-2]:  # kernels batch over one axis
-    flat = [a.reshape(-1, *a.shape[-2:]) for a in (x, y)]
-    product = matmul(*flat, precision)
+    flat_x, flat_y = (a.reshape(-1, *a.shape[-2:]) for a in (x, y))
+    product = matmul(flat_x, flat_y, precision)
     return product.reshape(*x.shape[:-2], *product.shape[-2:])
   if precision == 'bf16':
     return _bf16_matmul(x, y)
@@ -63,7 +67,9 @@ def transpose(x: Array) -> Array:
   return jnp.swapaxes(x, -1, -2)
 
 
-def inverse_unit_lower(lower: Array, precision: str = 'float32') -> Array:
+def inverse_unit_lower(
+    lower: Array, precision: Precision = 'float32'
+) -> Array:
   """Returns (I + lower)^{-1} for strictly lower triangular [..., C, C].
 
   Doubles the size of exact diagonal blocks: with T_b the inverse of the b x b
@@ -143,7 +149,7 @@ def column_by_sum(x: Array) -> Array:
 
 
 def unit_lower_solve(
-    lower: Array, inverse: Array, rhs: Array, precision: str
+    lower: Array, inverse: Array, rhs: Array, precision: Precision
 ) -> Array:
   """x with (I + lower) x = rhs, given the inverse.
 

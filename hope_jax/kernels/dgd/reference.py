@@ -13,12 +13,14 @@ Reads: 'pre' M_{t-1} q_t, 'post' M_t q_t, 'chunk' M_c q_t, where c is the last
 multiple of `tile` (counted from the segment's start) not after t.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from hope_jax.types import Array
+
+Read = Literal['pre', 'post', 'chunk']
 
 
 class Packed(NamedTuple):
@@ -38,7 +40,7 @@ def recurrence(
     log_alpha: Array,
     state: Array,
     *,
-    read: str,
+    read: Read,
     tile: int,
     erase: bool = True,
     packed: Packed | None = None,
@@ -95,5 +97,7 @@ def recurrence(
       jnp.moveaxis(x, 1, 0)
       for x in (*(x.astype(dtype) for x in (q, k, u, eta, log_alpha)), starts)
   ]
-  (*states, _), o = jax.lax.scan(token, (state, state, position), tuple(xs))
-  return jnp.moveaxis(o, 0, 1), tuple(states)
+  (last, at_chunk, _), o = jax.lax.scan(
+      token, (state, state, position), tuple(xs)
+  )
+  return jnp.moveaxis(o, 0, 1), (last, at_chunk)

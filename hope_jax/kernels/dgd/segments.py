@@ -11,16 +11,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hope_jax.kernels.dgd.chunked import Read, tiles, untile
+from hope_jax.kernels.dgd.chunked import tiles, untile
 from hope_jax.kernels.dgd.decays import after, decay, leave
 from hope_jax.kernels.dgd.products import (
+  Precision,
   column,
   inverse_unit_lower,
   matmul,
   transpose,
   unit_lower_solve,
 )
-from hope_jax.kernels.dgd.reference import Packed
+from hope_jax.kernels.dgd.reference import Packed, Read
 from hope_jax.types import Array
 
 
@@ -77,7 +78,7 @@ def segment_step(
     *,
     read: Read,
     erase: bool,
-    precision: str,
+    precision: Precision,
 ) -> tuple[Array, tuple[Array, Array]]:
   """`chunked.chunk_step` for a tile in which segments may start.
 
@@ -171,7 +172,7 @@ def segment_scan(
     read: Read,
     tile: int,
     erase: bool,
-    precision: str,
+    precision: Precision,
 ) -> tuple[Array, tuple[Array, Array]]:
   """`chunked.chunk_scan` with segments.
 
@@ -184,7 +185,7 @@ def segment_scan(
     """carry: state and chunk-start state; xs: a tile of the inputs."""
     *inputs, where = xs
     o, states = segment_step(
-        states, packed.reset, *inputs, where, read=read, erase=erase,
+        states, packed.reset, *inputs, where=where, read=read, erase=erase,
         precision=precision,
     )
     return states, o

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from hope_jax.kernels.dgd import chunked, segments
 from hope_jax.kernels.dgd.devices import device
-from hope_jax.kernels.dgd.products import leading_half
-from hope_jax.kernels.dgd.reference import Packed
+from hope_jax.kernels.dgd.products import Precision, leading_half
+from hope_jax.kernels.dgd.reference import Packed, Read
 from hope_jax.kernels.dgd.tpu import block_sizes, planning
 from hope_jax.kernels.dgd.tpu.tile_scan import tile_scan
 from hope_jax.types import Array
@@ -30,10 +30,10 @@ def recurrence(
     state: Array,
     packed: Packed | None,
     *,
-    read: chunked.Read,
+    read: Read,
     tile: int,
     erase: bool,
-    precision: str,
+    precision: Precision,
     save_states: str,
     interpret: Any,
 ) -> tuple[Array, tuple[Array, ...]]:
@@ -104,10 +104,13 @@ def _step(params, carry, xs, marks, inverse, *, read, erase, precision):
     parts = inverse.astype(jnp.float32)
     size = parts.shape[-2]
     inverse = parts[..., :size] + parts[..., size:]
+  (state,) = carry
+  q, k, u, eta, log_alpha = (x.astype(jnp.float32) for x in xs)
   o, state, _ = chunked.chunk_step(
-      *carry, *(x.astype(jnp.float32) for x in xs), read=read, erase=erase,
+      state, q, k, u, eta, log_alpha, read=read, erase=erase,
       precision=precision, inverse=inverse,
   )
+  assert o is not None  # There are queries.
   return (state,), o.astype(xs[2].dtype)
 
 
@@ -116,7 +119,7 @@ def _segment_step(params, carry, xs, marks, kept, *, read, erase, precision):
   del kept
   o, states = segments.segment_step(
       (carry[0], carry[-1]), params[0] if params else None,
-      *(x.astype(jnp.float32) for x in xs), marks, read=read, erase=erase,
-      precision=precision,
+      *(x.astype(jnp.float32) for x in xs), where=marks, read=read,
+      erase=erase, precision=precision,
   )
   return states[: len(carry)], o.astype(xs[2].dtype)

@@ -10,7 +10,6 @@ their tests, and nothing is derived by hand twice. The kernels themselves are in
 """
 
 from collections.abc import Callable
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -115,8 +114,9 @@ def over_devices(f: Callable, partition: PartitionSpec | None) -> Callable:
   return run
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _scan(step, keep, plan, params, carry, xs, marks):
+def _scan_primal(
+    step, keep, plan, params, carry, xs, marks
+) -> tuple[PyTree, PyTree]:
   carry, ys, *_ = tile_kernels.forward(
       step, keep, plan, params, carry, xs, marks, save=False,
       differentiated=False,
@@ -141,4 +141,5 @@ def _scan_bwd(step, keep, plan, residuals, cotangents):
   return dparams, dcarry, dxs, None
 
 
+_scan = jax.custom_vjp(_scan_primal, nondiff_argnums=(0, 1, 2))
 _scan.defvjp(_scan_fwd, _scan_bwd)
