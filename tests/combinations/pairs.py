@@ -85,7 +85,8 @@ def cover(
     others = [name for name in fields if name not in row]
     draw.shuffle(others)
     for name in others:
-      row |= _best(row, name, fields[name], wanted, is_valid)
+      values = draw.sample(fields[name], len(fields[name]))
+      row |= _best(row, name, values, wanted, is_valid)
     rows.append(row)
     wanted -= pairs_of(row)
   return rows, refused

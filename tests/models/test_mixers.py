@@ -18,8 +18,8 @@ def test_no_parameter_outweighs_the_others_at_initialisation(memory):
   of each document is zero.
   """
   config = ModelConfig(
-      vocab_size=16, dim=32, heads=2, layers=1, remat='none',
-      titans=TitansConfig(memory=memory),
+      vocab_size=16, dim=16, heads=1, layers=1, remat='none',
+      titans=TitansConfig(memory=memory, chunk=4, projection_chunk=4),
   )
   model = LanguageModel(config)
   tokens = jax.random.randint(jax.random.key(0), (2, 24), 0, 16)
