@@ -24,7 +24,7 @@ LAYERS = (
     {'models', 'optim', 'data', 'tasks', 'sharding', 'distributed'},
     {'nested'},
     {'kernels'},
-    {'types', 'report'},
+    {'types', 'files'},
 )
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
 

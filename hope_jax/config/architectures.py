@@ -8,10 +8,9 @@ Pure data: a mixer's module is imported when a model is built.
 """
 
 from collections.abc import Iterator, Mapping
-import difflib
 from typing import Any, NamedTuple
 
-from hope_jax.config.build import require
+from hope_jax.config.build import nearest, require
 
 
 class Architecture(NamedTuple):
@@ -26,6 +25,8 @@ class Architecture(NamedTuple):
   # Of the fields, or groups of them, that only some architectures read, its
   # own. A field that no entry names is read by all.
   reads: tuple[str, ...] = ()
+  # Fields in groups that it reads that do nothing beside what it fixes.
+  ignores: tuple[str, ...] = ()
   # A Continuum Memory System follows the mixer; else one SwiGLU MLP.
   levels: bool = False
   # It sees no further back than ModelConfig.attention_window.
@@ -52,6 +53,16 @@ _STATIC = {
     'titans.objective': 'l2',
     'titans.dgd': False,
 }
+
+
+# What is read where memories adapt or decay along their inputs.
+_OF_ADAPTING = (
+    'titans.projection_eta',
+    'titans.dgd_layers',
+    'titans.eigenvalues',
+    'titans.plain_heads',
+    'titans.plain_eta_init',
+)
 
 
 def _linear(rule: str, *reads: str) -> Architecture:
@@ -86,7 +97,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         reads=_ATTENTION_READS,
         window=True,
     ),
-    'titans': Architecture(_TITANS, fixed=_STATIC, reads=('heads', 'titans')),
+    'titans': Architecture(
+        _TITANS, fixed=_STATIC, reads=('heads', 'titans'), ignores=_OF_ADAPTING
+    ),
     'ttt': Architecture(
         _TITANS,
         fixed=_STATIC
@@ -96,6 +109,9 @@ ARCHITECTURES: dict[str, Architecture] = {
             'titans.momentum': False,
         },
         reads=('heads', 'titans'),
+        ignores=(
+            *_OF_ADAPTING, 'titans.retention_init', 'titans.momentum_init'
+        ),
     ),
     'linear_attention': _linear('linear_attention'),
     'retnet': _linear('retnet', 'rope_base'),
@@ -106,24 +122,29 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+_OURS = frozenset(ARCHITECTURES)
+
+
 def register(name: str, architecture: Architecture) -> None:
   """Adds an architecture, which `model.architecture` may then name.
 
+  Again under the same name takes the place of the first: an experiment file
+  that registers one may be loaded twice.
+
   Raises:
-    ConfigError: the name is taken.
+    ConfigError: the name is one of the package's own.
   """
-  require(name not in ARCHITECTURES, f'architecture {name!r} is there already')
+  require(name not in _OURS, f'architecture {name!r} is there already')
   ARCHITECTURES[name] = architecture
 
 
 def require_known(name: str) -> None:
   """Raises a ConfigError with the nearest name where there is no `name`."""
-  near = difflib.get_close_matches(name, ARCHITECTURES, n=1, cutoff=0.5)
-  hint = f'did you mean {near[0]!r}?' if near else (
-      f'known: {", ".join(ARCHITECTURES)}'
-  )
+  hint = nearest(name, ARCHITECTURES, 'known')
   require(
-      name in ARCHITECTURES, f'unknown model.architecture {name!r}; {hint}'
+      name in ARCHITECTURES,
+      f'unknown model.architecture {name!r}; {hint} (one of your own: give the'
+      ' file that registers it, too, as --config=FILE)',
   )
 
 
@@ -140,6 +161,8 @@ def reads(name: str, field: str) -> bool:
       any of its fields is. What is fixed is read as well.
   """
   entry = ARCHITECTURES[name]
+  if field in entry.ignores:
+    return False
   own = (*entry.reads, *entry.fixed)
   if any(_within(field, r) or _within(r, field) for r in own):
     return True

@@ -29,6 +29,17 @@ def positive(config: Any, *names: str) -> None:
     )
 
 
+def within(config: Any, low: float, high: float, *names: str) -> None:
+  """Raises a ConfigError naming the first field not in [low, high)."""
+  for name in names:
+    value = getattr(config, name)
+    require(
+        low <= value < high,
+        f'{type(config).__name__}.{name} must be at least {low:g} and below'
+        f' {high:g}; got {value}',
+    )
+
+
 def nearest(name: str, names: Iterable[str], otherwise: str) -> str:
   """Returns what to say of a name that does not exist."""
   names = list(names)

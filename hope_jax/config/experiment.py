@@ -75,13 +75,39 @@ def _literal(text: str) -> Any:
     return text
 
 
-def _value(name: str, text: str, kind: Any) -> Any:
-  """Reads the text of a field as the value that its type asks for."""
+def _whole(value: Any) -> Any:
+  """1e3, as large numbers are written, is an integer where one is wanted."""
+  if isinstance(value, float) and value.is_integer():
+    return int(value)
+  return value
+
+
+def _free(text: str) -> Any:
+  """Reads the text of a field of a free name; who reads it checks the type."""
+  value = _literal(text)
+  if value is text and ',' in text:
+    return _words(text)
+  return value if '.' in text else _whole(value)
+
+
+def _kind_of(name: str, kind: Any) -> Any:
+  """Returns the type of a dotted field of a dataclass; None: a free name."""
   for part in name.split('.'):
     if not dataclasses.is_dataclass(kind):
-      kind = Any  # Below a field of free names, such as optimizer.options.
-      break
-    kind = hints_of(kind).get(part, Any)
+      return None  # Below a field of free names, such as optimizer.options.
+    declared = {field.name: field for field in dataclasses.fields(kind)}
+    hint = hints_of(kind).get(part, Any)
+    # Of a dict that holds fields of a dataclass, such as a study's `base`.
+    fields_of = part in declared and declared[part].metadata.get('fields_of')
+    kind = fields_of or hint
+  return kind
+
+
+def _value(name: str, text: str, kind: Any) -> Any:
+  """Reads the text of a field as the value that its type asks for."""
+  kind = _kind_of(name, kind)
+  if kind is None:
+    return _free(text)
   kinds = options_of(kind)
   if text.lower() == 'none' and type(None) in kinds:
     return None
@@ -99,11 +125,11 @@ def _value(name: str, text: str, kind: Any) -> Any:
       if typing.get_args(option)[0] is str:
         return _words(text)
       value = _literal(text)
-      return value if isinstance(value, (tuple, list)) else (value,)
+      value = value if isinstance(value, (tuple, list)) else (value,)
+      whole = typing.get_args(option)[0] is int
+      return tuple(map(_whole, value)) if whole else value
   value = _literal(text)
-  if int in kinds and isinstance(value, float) and value.is_integer():
-    return int(value)  # 1e3 is how large numbers are written.
-  return value
+  return _whole(value) if int in kinds else value
 
 
 def override(
@@ -132,6 +158,10 @@ def override(
       group = group.setdefault(part, {})
       if not isinstance(group, dict):
         raise ConfigError(f'--config.{name}: {part!r} is a value, not a group')
+    if isinstance(value, Mapping):
+      fields = {f'{name}.{part}': x for part, x in value.items()}
+      override(values, fields, kind)
+      continue
     if isinstance(value, str):
       value = _value(name, value, kind)
     group[field] = value

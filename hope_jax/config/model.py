@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
-from hope_jax.config.architectures import ARCHITECTURES, require_known
+from hope_jax.config.architectures import ARCHITECTURES, reads, require_known
 from hope_jax.config.build import positive, require
 
 
@@ -271,7 +271,7 @@ class ModelConfig:
         'attention_window', 'unroll',
     )
     require(
-        self.dim % self.heads == 0,
+        self.dim % self.heads == 0 or not reads(self.architecture, 'heads'),
         f'ModelConfig.heads must divide dim; got heads={self.heads},'
         f' dim={self.dim}',
     )

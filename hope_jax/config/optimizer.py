@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 import dataclasses
+import math
 from typing import Any, ClassVar
 
-from hope_jax.config.build import positive, require
+from hope_jax.config.build import positive, require, within
 
 # AdamW's options are fields of their own; these are their defaults.
 _ADAMW = {'b1': 0.9, 'b2': 0.95, 'eps': 1e-8}
@@ -41,6 +42,9 @@ class OptimizerConfig:
 
   def __post_init__(self):
     positive(self, 'learning_rate', 'clip_norm', 'accumulate')
+    within(
+        self, 0, math.inf, 'weight_decay', 'final_learning_rate', 'warmup_steps'
+    )
     # JSON has no tuples: what config.json gives back must be what was written.
     options = {k: _plain(v) for k, v in self.options.items()}
     object.__setattr__(self, 'options', options)
@@ -61,6 +65,7 @@ class OptimizerConfig:
         object.__setattr__(self, field, default)
     if self.name == 'adamw':
       positive(self, 'eps')
+      within(self, 0, 1, 'b1', 'b2')
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ import os
 from typing import Literal
 
 from hope_jax.config.build import positive, require
+from hope_jax.config.train import Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,9 @@ class StudyConfig:
   # a column that wants others, of `by_column`. Of these two, a row takes the
   # model's fields that its architecture reads; its own must all be read.
   rows: tuple[dict, ...]
-  base: dict = dataclasses.field(default_factory=dict)
+  base: dict = dataclasses.field(
+      default_factory=dict, metadata={'fields_of': Config}
+  )
   by_column: dict = dataclasses.field(default_factory=dict)
   columns: tuple[str, ...] = ()
   seeds: tuple[int, ...] = (0, 1, 2)

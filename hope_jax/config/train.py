@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 import dataclasses
+import math
 from typing import Any
 
 from hope_jax.config import architectures
-from hope_jax.config.build import build, positive, require
+from hope_jax.config.build import build, positive, require, within
 from hope_jax.config.data import DataConfig
 from hope_jax.config.model import ModelConfig
 from hope_jax.config.optimizer import OptimizerConfig
@@ -47,6 +48,8 @@ class TrainConfig:
         self, 'steps', 'log_every', 'eval_every', 'eval_batches',
         'checkpoint_every', 'keep_checkpoints',
     )
+    within(self, 0, 2**31, 'seed')
+    within(self, 0, math.inf, 'max_seconds')
 
 
 @dataclasses.dataclass(frozen=True)

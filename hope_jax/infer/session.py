@@ -5,7 +5,6 @@ that the session remembers, of constant size (attention keeps a window of its
 own), and it can be saved and taken up again.
 """
 
-import os
 from typing import Any, Protocol
 
 import jax
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hope_jax.config import ConfigError
+from hope_jax.files import replacing
 from hope_jax.infer import generate as generate_lib
 from hope_jax.train import losses
 from hope_jax.types import Array, PyTree
@@ -108,9 +108,8 @@ class Session:
     arrays: dict[str, Any] = {
         jax.tree_util.keystr(key): np.asarray(x) for key, x in leaves
     }
-    with open(path + '.new', 'wb') as file:
+    with replacing(path, 'wb') as file:
       np.savez(file, last=np.int32(self._last), **arrays)
-    os.replace(path + '.new', path)
 
   def load(self, path: str) -> None:
     """Takes up a memory that `save` wrote.

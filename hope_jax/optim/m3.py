@@ -85,6 +85,7 @@ def scale_by_m3(
     2024: Muon.
   """
   check(accumulate, period=period)
+  newton_schulz.check_steps(ns_steps)
 
   def update(updates, state, params=None):
     del params

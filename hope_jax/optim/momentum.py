@@ -329,6 +329,7 @@ def scale_by_nonlinear_momentum(
     Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025,
     §4.4, Eq. 52.
   """
+  newton_schulz.check_steps(ns_steps)
   orthogonal = output == 'newton_schulz'
   if isinstance(output, str):
     outputs = {

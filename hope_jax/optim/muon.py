@@ -76,6 +76,7 @@ def scale_by_muon(
     Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025,
     §4.2, Eq. 42-44, and §4.4, Eq. 52.
   """
+  newton_schulz.check_steps(ns_steps)
 
   def init(params):
     leaves.require_matrices(params, 'Muon')

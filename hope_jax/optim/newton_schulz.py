@@ -19,6 +19,12 @@ from hope_jax.types import Array, PyTree
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
+def check_steps(steps: int | Array) -> None:
+  """Raises ValueError where a number of steps is known and negative."""
+  if isinstance(steps, int) and steps < 0:
+    raise ValueError(f'Newton-Schulz steps must not be negative; got {steps}')
+
+
 def orthogonalize(
     x: Array, *, steps: int | Array = 5, eps: float = 1e-8
 ) -> Array:
@@ -49,8 +55,7 @@ def orthogonalize(
     raise ValueError(
         f'Newton-Schulz needs matrices [..., M, N]; got shape {x.shape}'
     )
-  if isinstance(steps, int) and steps < 0:
-    raise ValueError(f'Newton-Schulz steps must not be negative; got {steps}')
+  check_steps(steps)
   return on_whole_matrices(lambda y: _orthogonalize(y, steps, eps), x)
 
 

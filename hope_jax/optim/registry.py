@@ -8,8 +8,7 @@ and the levels' periods around it. Its options are the arguments of its factory
 that have a default: `--config.optimizer.options.NAME=VALUE`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-import difflib
+from collections.abc import Callable, Mapping, Sequence
 import functools
 import inspect
 import types
@@ -18,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import optax
 
+from hope_jax.config.build import nearest
 from hope_jax.optim.deep_momentum import deep_momentum
 from hope_jax.optim.dgd import delta_dot_general, dgd
 from hope_jax.optim.m3 import m3
@@ -91,13 +91,19 @@ OPTIMIZERS: dict[str, Optimizer] = {
 }
 
 
+_OURS = frozenset(OPTIMIZERS)
+
+
 def register(name: str, optimizer: Optimizer) -> None:
   """Adds an optimizer, which `optimizer.name` may then say.
 
+  Again under the same name takes the place of the first: an experiment file
+  that registers one may be loaded twice.
+
   Raises:
-    ValueError: the name is taken.
+    ValueError: the name is one of the package's own.
   """
-  if name in OPTIMIZERS:
+  if name in _OURS:
     raise ValueError(f'optimizer {name!r} is there already')
   OPTIMIZERS[name] = optimizer
 
@@ -110,7 +116,7 @@ def get(name: str) -> Optimizer:
   """
   if name not in OPTIMIZERS:
     raise ValueError(
-        f'unknown optimizer {name!r}; {_nearest(name, OPTIMIZERS)}'
+        f'unknown optimizer {name!r}; {nearest(name, OPTIMIZERS, "known")}'
     )
   return OPTIMIZERS[name]
 
@@ -129,7 +135,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
   for option, value in options.items():
     if option not in known:
       raise ValueError(
-          f'{name} has no option {option!r}; {_nearest(option, known)}'
+          f'{name} has no option {option!r}; {nearest(option, known, "known")}'
       )
     kinds = _plain_kinds(known[option].annotation)
     if not any(_is_a(value, kind) for kind in kinds):
@@ -137,11 +143,6 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
       raise ValueError(
           f'option {option!r} of {name} must be {wanted}; got {value!r}'
       )
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-  near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-  return f'did you mean {near[0]!r}?' if near else f'known: {", ".join(names)}'
 
 
 _WORDS = {

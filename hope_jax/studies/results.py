@@ -5,6 +5,8 @@ import os
 import re
 from typing import Any
 
+from hope_jax.files import replacing
+
 # 'row', 'column', 'seed', 'scores' by name, and where they come from; where a
 # search chose it, 'learning_rate', too, and in a table 'trials': rate -> loss.
 Result = dict[str, Any]
@@ -42,6 +44,5 @@ def write_json(path: str, value: Any) -> None:
 def write_text(path: str, text: str) -> None:
   """Writes a file whole or not at all: an interruption leaves no half."""
   os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-  with open(path + '.new', 'w', encoding='utf-8') as file:
+  with replacing(path) as file:
     file.write(text)
-  os.replace(path + '.new', path)

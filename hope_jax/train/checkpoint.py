@@ -30,6 +30,7 @@ import orbax.checkpoint as ocp
 
 from hope_jax import config as config_lib
 from hope_jax.config import Config, ConfigError
+from hope_jax.files import replacing
 from hope_jax.train import failures
 from hope_jax.train.state import TrainState
 from hope_jax.types import Array, PyTree
@@ -118,11 +119,8 @@ def claim_workdir(config: Config) -> None:
     require_same(config)
   try:
     os.makedirs(workdir, exist_ok=True)
-    with open(path + '.new', 'w', encoding='utf-8') as file:
+    with replacing(path) as file:
       json.dump(config_lib.to_dict(config), file, indent=2)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(path + '.new', path)
   except OSError as error:
     raise ConfigError(
         f'cannot write to workdir {workdir!r}: {error.strerror}'

@@ -20,6 +20,8 @@ from tensorboardX.proto.event_pb2 import (
 )
 from tensorboardX.summary import scalar
 
+from hope_jax.files import replacing
+
 Record = dict[str, Any]
 
 
@@ -53,9 +55,8 @@ class MetricWriter:
     """
     path = os.path.join(workdir, 'metrics.jsonl')
     kept = [r for r in read(workdir) if r['step'] <= step]
-    with open(path + '.new', 'w', encoding='utf-8') as file:
+    with replacing(path) as file:
       file.writelines(json.dumps(record) + '\n' for record in kept)
-    os.replace(path + '.new', path)
     self._lines = open(path, 'a', encoding='utf-8')
 
     folder = os.path.join(workdir, 'tensorboard')

@@ -37,6 +37,7 @@ def test_what_rows_share_is_for_those_that_read_it(small):
       'model': {'dim': 8, 'heads': 2, 'attention_window': 3,
                 'titans': {'chunk': 4, 'dgd': True}},
       'train': {'steps': 5},
+      'optimizer': {'warmup_steps': 0},
   }
   rows = (
       {'name': 'L', 'model': {'architecture': 'lstm'}},
