@@ -4,11 +4,11 @@
     python benchmarks/stability.py stream --workdir=runs/quickstart  # trained
     python benchmarks/stability.py train                       # 4 seeds
 
-`stream` feeds 100,000 bytes of held-out text in pieces, the state handed over,
-and prints the largest norm of any memory as it goes. `train` trains a small
-Hope with each kind of memory for 2,000 steps and counts loss spikes: a median
-over 20 steps that lies more than 0.5 nats above the lowest such median before
-it. Both write JSON into benchmarks/results/.
+`stream` feeds 100,000 bytes of held-out text in many calls, the state handed
+over, and prints the largest norm of any memory as it goes. `train` trains a
+small Hope with each kind of memory for 2,000 steps and counts loss spikes: a
+median over 20 steps that lies more than 0.5 nats above the lowest such median
+before it. Both write JSON into benchmarks/results/.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from hope_jax.models.factory import language_model
 from hope_jax.train import checkpoint, loop
 
 RESULTS = pathlib.Path(__file__).parent / 'results'
-PIECE = 1000
+PER_CALL = 1000  # bytes
 SPIKE = 0.5  # nats
 WINDOW = 20  # steps
 
@@ -54,13 +54,13 @@ def stream(model, params, text: bytes, tokens: int) -> list[dict[str, float]]:
 
   _, state = model.apply({'params': params}, jnp.full((1, 1), 10))
   rows, losses = [], []
-  for at in tqdm.tqdm(range(0, tokens, PIECE), unit='piece'):
-    part = ids[None, at : at + PIECE + 1]
+  for at in tqdm.tqdm(range(0, tokens, PER_CALL), unit='call'):
+    part = ids[None, at : at + PER_CALL + 1]
     loss, state = read(params, part[:, :-1], part[:, 1:], state)
     losses.append(float(loss))
-    if (at + PIECE) % (tokens // 10) == 0:
+    if (at + PER_CALL) % (tokens // 10) == 0:
       rows.append({
-          'tokens': at + PIECE,
+          'tokens': at + PER_CALL,
           'state_norm': state_norm(state),
           'bits_per_byte': float(np.mean(losses) / np.log(2)),
       })

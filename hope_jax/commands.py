@@ -4,7 +4,9 @@ Each takes the parsed command line and returns the exit code.
 """
 
 from collections.abc import Sequence
+import dataclasses
 import json
+import re
 import shlex
 import sys
 from typing import Any, NamedTuple
@@ -13,6 +15,7 @@ import jax
 
 from hope_jax import run, sharding
 from hope_jax.config import ConfigError
+from hope_jax.config.study import StudyConfig
 
 # Exit codes of a run that a signal stopped, as shells count them.
 _EXIT_CODES = {'SIGINT': 130, 'SIGTERM': 143}
@@ -39,9 +42,21 @@ def again(args: Sequence[str]) -> str:
 
 
 def _load(args: Arguments) -> run.Config:
-  return run.load(
-      args.flags.config, args.overrides, workdir=args.flags.workdir
-  )
+  try:
+    return run.load(
+        args.flags.config, args.overrides, workdir=args.flags.workdir
+    )
+  except ConfigError as error:
+    unknown = re.match(r"unknown field '(\w+)", str(error))
+    of_study = {f.name for f in dataclasses.fields(StudyConfig)}
+    if unknown and unknown[1] in of_study:
+      added = any(n.partition('.')[0] == unknown[1] for n, _ in args.overrides)
+      file = 'FILE' if added else args.flags.config
+      raise ConfigError(
+          f'{unknown[1]!r} is a field of a study, which another command runs:'
+          f' study --config={file}'
+      ) from error
+    raise
 
 
 def _stopped(why: str, args: Arguments) -> int:

@@ -135,12 +135,20 @@ def _flag_help(command: Command) -> str:
 
 def _help(args: Sequence[str]) -> str:
   """Returns the help of all commands, of one, or of a group of fields."""
+  args, group = list(args), None
+  for i, arg in enumerate(args):
+    flag, equals, group_given = arg.partition('=')
+    if flag == '--help_config':
+      # A value may follow after a blank, as absl's flags have it.
+      if not equals and args[i + 1 :] and not args[i + 1].startswith('-'):
+        group_given = args.pop(i + 1)
+      group = group_given
+      break
   names = [arg for arg in args if arg in COMMANDS]
   command = COMMANDS[names[0]] if names else COMMANDS['train']
   kind = _resolve(command.config)
-  for arg in args:
-    if arg.startswith('--help_config'):
-      return fields.as_text(kind, arg.partition('=')[2])
+  if group is not None:
+    return fields.as_text(kind, group)
   every = (
       'Fields, as --config.NAME=VALUE; --help_config=GROUP shows one group,'
       ' such as model.titans:'
@@ -174,13 +182,17 @@ def _parse(args: Sequence[str]) -> tuple[str, Any, list[tuple[str, str]]]:
   values = _define_flags()
   # absl takes the first argument for the name of the program.
   positional = values(['hope_jax.main', *rest])[1:]
-  if len(positional) != 1 or positional[0] not in COMMANDS:
-    given = ' '.join(positional) or 'nothing'
+  if not positional:
+    raise ConfigError(f'a command is wanted, one of {", ".join(COMMANDS)}')
+  command, *more = positional
+  if command not in COMMANDS:
+    hint = nearest(command, COMMANDS, 'there are')
+    raise ConfigError(f'no command {command!r}; {hint}')
+  if more:
     raise ConfigError(
-        f'one of {", ".join(COMMANDS)} is wanted; got {given};'
-        f' {nearest(given, COMMANDS, "see --help;")}'
+        f'{command} takes flags only, as --NAME=VALUE; got'
+        f' {", ".join(map(repr, more))} as well'
     )
-  (command,) = positional
   read = COMMANDS[command].flags
   for name in values:
     if values[name].present and name not in read:

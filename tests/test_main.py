@@ -123,8 +123,13 @@ def test_checkpoint_step(trained, capsys):
          '/no/*'),
         (['train', '--wrokdir=x'], 'wrokdir'),
         (['train', '--checkpoint_step=one'], 'checkpoint_step'),
-        (['trian'], "did you mean 'train'?"),
-        (['train', 'eval'], 'train, eval, generate'),
+        ([], 'a command is wanted, one of train, eval, generate'),
+        (['trian'], "no command 'trian'; did you mean 'train'?"),
+        (['xyzzy'], "no command 'xyzzy'; there are: train, eval, generate"),
+        (['train', 'extra'], "train takes flags only, as --NAME=VALUE; got"
+         " 'extra' as well"),
+        (['train', '--config.rows=1'], "'rows' is a field of a study, which"
+         " another command runs: study --config=FILE"),
         (['train', '--prompt=x'], 'train does not read --prompt'),
         (['train', '--config.data.text_field=None'], 'takes no None'),
     ],
@@ -146,6 +151,8 @@ def test_no_config(tmp_path, capsys):
   assert 'ZeroDivisionError' in line
   line = fails(['eval', f'--workdir={tmp_path}'], capsys)
   assert 'no run in workdir' in line
+  assert 'study --config=mqar:tiny' in fails(['train', '--config=mqar:tiny'],
+                                             capsys)
 
 
 def test_study_of_what_cannot_be(tmp_path, capsys):
@@ -219,6 +226,15 @@ def test_help(capsys):
   assert main_lib.main(['--help_config=model.continuum']) == 0
   text = capsys.readouterr().out
   assert 'periods=(1, 4, 16)' in text and 'titans' not in text
+  for args in (['--help_config', 'model.continuum'],
+               ['train', '--help_config', 'model.continuum']):
+    assert main_lib.main(args) == 0
+    assert capsys.readouterr().out == text
+  # A group that has the name of a command.
+  assert main_lib.main(['--help_config', 'train']) == 0
+  assert '--config.model.' not in capsys.readouterr().out
+  assert main_lib.main(['study', '--help_config', 'rows']) == 0
+  assert 'rows' in capsys.readouterr().out
   assert main_lib.main(['--help_config=model.continum']) == 2
   assert "did you mean 'model.continuum'?" in capsys.readouterr().err
 

@@ -6,9 +6,9 @@ chunk grid of the memories meets its beginning; the gap before it is padding. A
 row is a sequence of its own to the model: memory starts fresh at its first
 token, also where that token continues a document.
 
-The token before the first target of a row's continued piece is the document's
-own previous token, so that a cut costs context but no prediction: every token
-of every document is the target exactly once.
+Where a row goes on with a document, the token before its first target is the
+document's own previous token, so that a cut costs context but no prediction:
+every token of every document is the target exactly once.
 """
 
 from collections.abc import Iterable, Iterator
@@ -62,9 +62,9 @@ def pack(
 
   Yields:
     Each row, and where the next one begins. The row has int32 'tokens',
-    'targets', 'segment_ids' (1.. for the pieces of documents in a row, 0 for
-    padding) and 'target_bytes' (0 for padding), and float32 'mask' (1 at
-    targets, 0 for padding), all [T]. The last row is filled up with padding.
+    'targets', 'segment_ids' (1.. for the segments of a row, 0 for padding) and
+    'target_bytes' (0 for padding), and float32 'mask' (1 at targets, 0 for
+    padding), all [T]. The last row is filled up with padding.
   """
   row, position, segment = empty_row(length), 0, 0
   for ids, num_bytes in documents:

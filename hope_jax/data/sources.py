@@ -135,18 +135,18 @@ class _Subset:
 
 
 class _Part:
-  """One document: a stretch of the only document of another source."""
+  """One document: a part of the only document of another source."""
 
-  def __init__(self, source: Source, stretch: slice):
+  def __init__(self, source: Source, part: slice):
     self._source = source
-    self._stretch = stretch
+    self._part = part
 
   def __len__(self) -> int:
     return 1
 
   def __getitem__(self, index: int) -> tuple[str, bytes]:
     name, text = self._source[range(1)[index]]
-    return name, text[self._stretch]
+    return name, text[self._part]
 
   def name(self, index: int) -> str:
     return self._source.name(range(1)[index])

@@ -1,11 +1,11 @@
 """One chunk of delta gradient descent on the memories of a layer.
 
-DGD is defined for a matrix (NL Eq. 57): decay along the layer's input, then the
-gradient step. For an MLP memory it is applied to each layer with that layer's
-own input (nested_learning.md §4.5). Not specified by the paper: the length of
-the hidden input. The output layer uses the unit vector h / |h| both to decay
-along and to write with, so that one step of eta = 1 stores its value exactly
-and no layer's size drives the other's.
+DGD is defined for a matrix (NL §4.5, Eq. 57): decay along the layer's input,
+then the gradient step. Not specified by the paper: DGD of an MLP memory. Here
+it is applied to each layer with that layer's own input. The output layer uses
+the unit vector h / |h| of the hidden input both to decay along and to write
+with, so that one step of eta = 1 stores its value exactly and no layer's size
+drives the other's.
 
 Memories that share their keys share the triangular system of the chunk form, so
 a `Bank` keeps their first layers side by side as one wide matrix.

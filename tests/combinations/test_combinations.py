@@ -298,7 +298,7 @@ def test_product_of_today(share, paths, tmp_path, capsys):
   run_whole(of_today(product(), share), paths, tmp_path / 'run', capsys)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # Trains and evaluates every row; of_today has a sample.
 @pytest.mark.parametrize('share', range(SHARES))
 @pytest.mark.parametrize('family', ['pairs', 'product'])
 def test_all(family, share, paths, tmp_path, capsys):

@@ -14,7 +14,7 @@ SHARED = pathlib.Path(__file__).parents[3] / 'shared' / 'data'
 
 
 def _corpus(folder, *, count=60, size=64):
-  """Writes documents, each of one byte value repeated, so that any stretch of
+  """Writes documents, each of one byte value repeated, so that any part of a
   text tells which document it is from; returns the glob."""
   for value in range(count):
     (folder / f'{value}.txt').write_bytes(bytes([value]) * size)
@@ -285,7 +285,7 @@ def test_real_text(name):
     assert train + heldout == whole
   batches = data.heldout_batches(config)
   assert sum(b['target_bytes'].sum() for b in batches) == len(heldout)
-  # A training row is a stretch of the text, after the newline it starts with.
+  # A training row is a part of the text, after the newline it starts with.
   batch = next(data.train_batches(config))
   row = bytes(batch['targets'][0].tolist())
   assert batch['mask'].all() and row in train + train

@@ -1,6 +1,7 @@
 """The site is built, without a warning, from Markdown and docstrings."""
 
 import html
+import json
 import os
 import pathlib
 import re
@@ -96,3 +97,17 @@ def test_the_picture_is_of_the_committed_results(tmp_path):
       for file in (path, ROOT / 'docs' / 'memory.svg')
   )
   assert found == committed and 'gzip -9 1.91' in found
+
+
+def test_the_measures_agree():
+  """If it fails, picture, README and results say other numbers of one model."""
+  picture, readme, results = (
+      (ROOT / name).read_text()
+      for name in ('docs/memory.svg', 'README.md', 'docs/results.md')
+  )
+  for form, minutes in (('hour', 73), ('five_minutes', 4)):
+    path = ROOT / 'experiments' / 'results' / f'quickstart_{form}.json'
+    bits = json.loads(path.read_text())['heldout']['bits_per_byte']
+    assert f'Hope, {minutes} minutes: {bits:.2f}<' in picture
+    assert f'{bits:.2f} in' in readme
+    assert f'| **{bits:.3f}** |' in results

@@ -11,7 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # The TPU compiler, three times, in a process of its own.
 @pytest.mark.skipif(
     importlib.util.find_spec('libtpu') is None,
     reason='needs the TPU compiler: pip install libtpu (Linux on x86-64)',

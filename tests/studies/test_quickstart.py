@@ -130,7 +130,7 @@ def test_unknown_form(capsys):
   assert "'hour'" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # Compiles a whole Hope, its second reading and its sampling.
 def test_hope(corpus, tmp_path):
   """If it fails, the parts fit the stand-in and not the model they are for."""
   args = args_for(

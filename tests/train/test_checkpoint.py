@@ -119,7 +119,7 @@ def test_damaged_checkpoint(tmp_path, harm):
   assert checkpoints.steps() == [1, 2]
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # Restores once for each file of a checkpoint.
 @pytest.mark.parametrize('harm', ['flip', 'cut', 'remove'])
 def test_damage_of_any_file(tmp_path, harm):
   """If it fails, some damage is read as other numbers, or ends in a trace.

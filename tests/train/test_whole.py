@@ -56,7 +56,7 @@ def test_an_optimizer_of_the_command_line(tmp_path):
   assert values['b1'] is None
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # Compiles a whole Hope, once more for eight devices.
 def test_hope_on_eight_devices(one_device, tmp_path):
   """If it fails, sharding changes what Hope learns.
 
@@ -72,7 +72,7 @@ def test_hope_on_eight_devices(one_device, tmp_path):
   np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # Needs the run of a whole Hope, and two processes more.
 def test_hope_resumes_bit_for_bit(one_device, tmp_path):
   """If it fails, some part of a run is not in its checkpoint.
 
@@ -84,7 +84,7 @@ def test_hope_resumes_bit_for_bit(one_device, tmp_path):
   assert run(workdir) == one_device
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # Needs the run of a whole Hope.
 def test_hope_learns(one_device):
   """If it fails, the parts work and the whole does not."""
   assert one_device[0]['loss'] < np.log(256) + 0.3
