@@ -60,6 +60,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from hope_jax.kernels.dgd.devices import device
+from hope_jax.kernels.dgd.implementations import require_known
 from hope_jax.kernels.dgd.tpu import planning
 from hope_jax.kernels.dgd.tpu.tile_scan import over_devices, tile_scan
 from hope_jax.nested import dgd, levels
@@ -165,6 +166,7 @@ def _sizes(tile, x, constants, carry, interpret) -> planning.Sizes:
 
 def _runs_as_kernel(options: Options, x: Streams, sizes) -> bool:
   """Whether the TPU kernel takes this call; sizes: `planning.Sizes`."""
+  require_known(options.implementation)
   if options.implementation == 'xla' or x.q.shape[1] < sizes.tile:
     return False  # a decoding step is no tile
   width = x.q.shape[-1]

@@ -110,6 +110,15 @@ def register(name: str, implementation: Implementation) -> None:
   IMPLEMENTATIONS[name] = implementation
 
 
+def require_known(name: str) -> None:
+  """Raises an UnsupportedError where `name` is neither 'auto' nor an entry."""
+  known = ('auto', *IMPLEMENTATIONS)
+  if name not in known:
+    raise UnsupportedError(
+        f'implementation must be one of {known}; got {name!r}'
+    )
+
+
 def choose(
     name: str,
     problem: Callable[[int], Problem],
@@ -128,8 +137,10 @@ def choose(
     stacklevel: of the warning that 'xla' stands in for what 'auto' prefers.
 
   Raises:
-    UnsupportedError: the implementation that was named cannot run this.
+    UnsupportedError: the implementation that was named is not there, or
+      cannot run this.
   """
+  require_known(name)
 
   def tile_of(entry):
     key_dim = problem(1).key_dim
