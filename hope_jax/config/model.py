@@ -93,11 +93,14 @@ class TitansConfig:
   # only at multiples of the shorter chunk (data.align sees to it), which needs
   # no rearrangement; a start elsewhere gives NaN.
   grid: Literal['document', 'aligned'] = 'document'
-  # What runs the layer's tiles. 'auto': the TPU kernel on a TPU, where it keeps
-  # the memories on the chip from tile to tile, and XLA elsewhere; a size that
-  # the kernel does not take (see kernels/dgd) falls back to XLA with a warning.
-  # 'pallas_tpu' refuses instead, and 'xla' is for comparing the two.
-  implementation: Literal['auto', 'xla', 'pallas_tpu'] = 'auto'
+  # What runs the layer's tiles: a name of the table in
+  # kernels/dgd/implementations.py, where others are registered. 'auto': the TPU
+  # kernel on a TPU, where it keeps the memories on the chip from tile to tile,
+  # and XLA elsewhere; a size that the kernel does not take (see kernels/dgd)
+  # falls back to XLA with a warning. 'pallas_tpu' refuses instead, and 'xla' is
+  # for comparing the two. A name that is not there is refused when a model is
+  # made, as the table is no part of the configuration.
+  implementation: str = 'auto'
 
   def __post_init__(self):
     positive(

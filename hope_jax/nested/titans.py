@@ -53,15 +53,13 @@ text is long.
 
 import functools
 from typing import Any, NamedTuple
-import warnings
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from hope_jax.kernels.dgd.devices import device
-from hope_jax.kernels.dgd.tpu import planning
-from hope_jax.kernels.dgd.tpu.tile_scan import over_devices, tile_scan
+from hope_jax.kernels.dgd import implementations
+from hope_jax.kernels.dgd.layer import Layer
 from hope_jax.nested import dgd, levels
 from hope_jax.nested.memory import Memory
 from hope_jax.nested.titans_tile import (
@@ -73,7 +71,7 @@ from hope_jax.nested.titans_tile import (
   tile_params,
   tile_step,
 )
-from hope_jax.types import Array, UnsupportedError
+from hope_jax.types import Array
 
 
 class TitansState(NamedTuple):
@@ -150,59 +148,41 @@ def _scan_xla(step, params, carry, x, grid, marks):
   return levels.scan_tiles(body, carry, (xs, marks), grid)
 
 
-def _sizes(tile, x, constants, carry, interpret) -> planning.Sizes:
-  """What a kernel holds of a row and head; carry: the banks."""
-  width, wide = x.q.shape[-1], carry[0].first.shape[-1]
-  return planning.Sizes(
-      tile=tile,
-      # Streams and outputs, and four products with the wide state: of the
-      # frozen copy with keys and values, of the state with keys, and writes.
-      vectors=(width,) * 4 + (wide,) * 4,
-      matrices=(constants, carry),
-      interpret=interpret,
-  )
-
-
-def _runs_as_kernel(options: Options, x: Streams, sizes) -> bool:
-  """Whether the TPU kernel takes this call; sizes: `planning.Sizes`."""
-  if options.implementation == 'xla' or x.q.shape[1] < sizes.tile:
-    return False  # a decoding step is no tile
-  width = x.q.shape[-1]
-  obstacle = planning.obstacle(
-      width, width, sizes.tile, x.q.dtype, sizes.interpret
-  ) or planning.too_large(sizes)
-  if obstacle is not None and options.implementation == 'pallas_tpu':
-    raise UnsupportedError(f"implementation='pallas_tpu' {obstacle}")
-  if obstacle is not None and device()[0] == 'tpu':
-    warnings.warn(
-        f'the XLA form stands in for the TPU kernel, which {obstacle}',
-        stacklevel=3,
-    )
-  return obstacle is None
-
-
-def _scan_tpu(step, params, carry, x, grid, marks, *, partition, sizes):
-  """`step` over the tiles of a grid, in one kernel."""
+def _scan_whole(step, params, carry, x, grid, marks, *, run):
+  """`step` over the tiles of a grid, by an `implementations.RunScan`."""
   heads = x.q.shape[2]
 
   def in_tiles(x):  # [B, T, ...] -> [B, N * C, ...]
     x = jnp.moveaxis(levels.to_tiles(x, grid), 0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])
 
-  def run(params, carry, xs, marks):
-    batch, length, heads, _ = xs.q.shape
-    plan = planning.plan(sizes, batch=batch, length=length, heads=heads)
-    return tile_scan(step, params, carry, xs, marks, plan)
-
   marks = jax.tree.map(
       lambda mark: jnp.broadcast_to(mark[..., None], (*mark.shape, heads)),
       marks,
   )
-  carry, (o, stats) = over_devices(run, partition)(
-      params, carry, jax.tree.map(in_tiles, x), marks
+  carry, (o, stats) = run(
+      step, params, carry, jax.tree.map(in_tiles, x), marks
   )
   o = o.reshape(o.shape[0], -1, grid.tile, *o.shape[2:])
   return carry, (jnp.moveaxis(o, 1, 0), stats)
+
+
+def _choose_scan(
+    options: Options, x: Streams, constants, carry, *, tile, partition,
+    interpret,
+):
+  """`_scan_xla`, or `_scan_whole` by what the table of kernels answers."""
+  sizes = Layer(
+      key_dim=x.q.shape[-1], state_dim=carry[0].first.shape[-1], tile=tile,
+      dtype=x.q.dtype, matrices=(constants, carry), interpret=interpret,
+  )
+  run = implementations.choose_scan(
+      options.implementation, sizes, length=x.q.shape[1], stacklevel=4
+  )
+  if run is None:
+    return _scan_xla
+  run = functools.partial(run, layer=sizes, partition=partition)
+  return functools.partial(_scan_whole, run=run)
 
 
 def layer(
@@ -227,8 +207,8 @@ def layer(
     options: see `Options`.
     starts: [B, T] bool, where a document starts and the memories restart.
     present: [B, T] bool, false at padding, which writes and forgets nothing.
-    partition: how the mesh that is set splits batch and heads; the TPU kernel
-      needs to be told, XLA sees for itself.
+    partition: how the mesh that is set splits batch and heads; a kernel needs
+      to be told, XLA sees for itself.
     interpret: as in `kernels.dgd.api.dgd_recurrence`.
 
   Returns:
@@ -265,12 +245,12 @@ def layer(
       None if m is None else dgd.pack(m, names)[0]
       for m in (state.memories, state.frozen, state.momentum)
   )
-  sizes = _sizes(tile, x, constants, (bank, frozen, momentum), interpret)
-  scan = _scan_xla
-  if _runs_as_kernel(options, x, sizes):
-    scan = functools.partial(_scan_tpu, partition=partition, sizes=sizes)
-    if layout.always_open and length % period == 0:
-      frozen = None  # what comes next opens a chunk as well
+  scan = _choose_scan(
+      options, x, constants, (bank, frozen, momentum), tile=tile,
+      partition=partition, interpret=interpret,
+  )
+  if scan is not _scan_xla and layout.always_open and length % period == 0:
+    frozen = None  # what comes next opens a chunk as well
   (bank, frozen, momentum), (o, stats) = scan(
       functools.partial(tile_step, layout=layout), constants,
       (bank, frozen, momentum), x, grid, _marks(grid, options),

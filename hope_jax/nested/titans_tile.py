@@ -44,7 +44,7 @@ class Options(NamedTuple):
   adaptive: tuple[str, ...]  # the memories that are written, besides the main
   aligned: bool
   precision: Precision
-  implementation: str = 'xla'  # or 'pallas_tpu', or 'auto'
+  implementation: str = 'xla'  # or 'auto', or one that has a `scan`
   plain_heads: int = 0  # the last ones: no decay along the key
 
   def rule(self) -> dgd.Rule:

@@ -330,6 +330,21 @@ def test_a_kernel_of_another_device(command, paths, tmp_path, capsys):
   assert 'pallas_tpu' in line
 
 
+@pytest.mark.parametrize('architecture', ['hope', 'deltanet'])
+def test_an_implementation_that_is_not_there(
+    architecture, paths, tmp_path, capsys
+):
+  """If it fails, a name with a typo is a traceback, or runs as another."""
+  given = settings({'model.architecture': architecture}) | {
+      'model.architecture': architecture, 'model.titans.implementation': 'slow',
+      'data.source': 'files', 'data.path': paths['files'],
+  }
+  args = [f'--workdir={tmp_path}', f'--config={NOTHING}', *arguments(given)]
+  assert main_lib.main(['train', *args]) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert "('auto', 'reference', 'xla', 'pallas_tpu'); got 'slow'" in line
+
+
 def test_what_is_refused_is_known():
   """If it fails, the configuration refuses what could run, or says it badly."""
   unexplained = []

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.kernels.dgd import api, implementations
+from hope_jax.kernels.dgd import implementations
 from hope_jax.kernels.dgd.api import dgd_recurrence
 from tests.kernels import cases
 from tests.kernels.cases import BOUNDS, NAMES, REGIMES
@@ -255,7 +255,6 @@ def test_an_implementation_comes_from_outside(monkeypatch):
   """If this fails, a new kernel needs changes in the files of the others."""
   table = dict(implementations.IMPLEMENTATIONS)
   monkeypatch.setattr(implementations, 'IMPLEMENTATIONS', table)
-  monkeypatch.setattr(api, 'IMPLEMENTATIONS', table)
   seen = []
 
   def run(q, k, u, eta, log_alpha, state, packed, *, tile, **options):

@@ -10,9 +10,9 @@ from jax.sharding import PartitionSpec
 
 from hope_jax.kernels.dgd import handover
 from hope_jax.kernels.dgd.implementations import (
-  IMPLEMENTATIONS,
   Problem,
   choose,
+  require_known,
 )
 from hope_jax.kernels.dgd.products import Precision
 from hope_jax.kernels.dgd.reference import Packed, Read
@@ -104,11 +104,11 @@ def dgd_recurrence(
   for name, value, known in (
       ('read', read, get_args(Read)),
       ('precision', precision, get_args(Precision)),
-      ('implementation', implementation, ('auto', *IMPLEMENTATIONS)),
       ('save_states', save_states, get_args(SaveStates)),
   ):
     if value not in known:
       raise ValueError(f'{name} must be one of {known}; got {value!r}')
+  require_known(implementation)
   if tile is not None and tile < 1:
     raise ValueError(f'tile must be at least 1; got tile={tile}')
   b, t, h, key_dim = k.shape
