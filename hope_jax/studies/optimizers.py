@@ -26,6 +26,7 @@ import optax
 from hope_jax import config as config_lib
 from hope_jax import optim, sharding
 from hope_jax.config import Config, OptimizerConfig, StudyConfig
+from hope_jax.config.build import require
 from hope_jax.optim import factory, registry
 from hope_jax.report import charts
 from hope_jax.report import optimizers as report
@@ -43,6 +44,10 @@ FIELDS = {
     'muon': {'options': {'consistent_rms': 0.2}},
     'adamuon': {'options': {'rms_over': 'leaf'}},
 }
+
+
+# What a study may say of the optimizers; the rest is each one's own.
+READS = ('learning_rate', 'final_learning_rate', 'warmup_steps', 'clip_norm')
 
 
 def _optimizer(row: str, config: OptimizerConfig) -> OptimizerConfig:
@@ -177,7 +182,16 @@ def run(
     empty after a loss that was no number; 'steps', 'parameters', and a step's
     'milliseconds' and 'cpu_milliseconds' (medians). Of the landscape also
     'trace', all points, and 'settled', the steps to the bottom.
+
+  Raises:
+    ConfigError: the study sets what an optimizer brings itself.
   """
+  for field in study.base.get('optimizer', {}):
+    require(
+        field in READS,
+        f'base.optimizer.{field} is not read by this study, where each row is'
+        f' an optimizer with options of its own; it reads {", ".join(READS)}',
+    )
   # What rates and seeds have in common, so that they share a compiled step.
   common = dataclasses.replace(
       config,

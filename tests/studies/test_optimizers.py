@@ -93,6 +93,16 @@ def landscape_config(**optimizer) -> Config:
   })
 
 
+def test_what_optimizers_bring_themselves_is_refused(tmp_path):
+  """If it fails, a study's weight decay is read by nobody."""
+  study = grid.load(
+      str(FOLDER / 'landscape.py'),
+      [('base.optimizer.weight_decay', '0.5'), ('results', str(tmp_path))],
+  )
+  with pytest.raises(ConfigError, match='weight_decay is not read'):
+    runner.run(study)
+
+
 def test_a_rule_follows_its_rate():
   """Momentum SGD by hand on the landscape: the rate is the argument's."""
   config = landscape_config(learning_rate=1e-3)
