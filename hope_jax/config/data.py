@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from hope_jax.config.build import positive, require, within
+from hope_jax.config.build import positive, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,6 @@ class DataConfig:
 
   def __post_init__(self):
     positive(self, 'sequence_length', 'batch_size', 'align', 'interleave')
-    within(self, 0, 2**31, 'seed')
     require(
         self.sequence_length % self.interleave == 0,
         f'DataConfig.interleave={self.interleave} must divide'

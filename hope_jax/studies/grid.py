@@ -17,10 +17,10 @@ from hope_jax.config import (
   architectures,
   experiment,
 )
+from hope_jax.optim import registry
 from hope_jax.studies import ablation, formal_languages, optimizers, recall
 from hope_jax.studies.results import Result, read_json, slug
 from hope_jax.studies.task import Cell
-from hope_jax.train import setup
 
 TASKS = {
     'formal_languages': formal_languages.TASK,
@@ -73,7 +73,10 @@ def config_of(study: StudyConfig, cell: Cell) -> Config:
   config = config_lib.from_dict(_settings(study, cell, shared))
   own = study.fields[cell.row].get('model', {})
   architectures.require_read(config.model, own)
-  setup.make_optimizer(config)  # refuses what it cannot make
+  try:
+    registry.check_options(config.optimizer.name, config.optimizer.options)
+  except ValueError as error:
+    raise ConfigError(f'OptimizerConfig: {error}') from error
   return config
 
 
