@@ -1,6 +1,8 @@
 """Settings shared by all tests: JAX on the CPU, single-threaded LAPACK."""
 
+import gc
 import os
+import pathlib
 import subprocess
 
 # Before the first import of jax, which reads them once. A machine with an
@@ -20,6 +22,21 @@ os.environ.setdefault(
 
 import jax
 import pytest
+
+
+# A process may have 65,530 memory mappings on Linux, as it is set up; beyond them
+# XLA's compiler dies. Each compiled program has dozens.
+MAPPINGS = 15_000
+
+
+@pytest.fixture(scope='module', autouse=True)
+def few_mappings():
+  """Lets go of compiled programs before a process runs out of mappings."""
+  yield
+  maps = pathlib.Path('/proc/self/maps')
+  if maps.exists() and maps.read_bytes().count(b'\n') > MAPPINGS:
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
