@@ -23,9 +23,8 @@ os.environ.setdefault(
 import jax
 import pytest
 
-
-# A process may have 65,530 memory mappings on Linux, as it is set up; beyond them
-# XLA's compiler dies. Each compiled program has dozens.
+# A process of Linux may have 65,530 memory mappings, and beyond them XLA's
+# compiler dies. Each compiled program has dozens.
 MAPPINGS = 15_000
 
 
