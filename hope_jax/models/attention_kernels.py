@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from hope_jax.config import ConfigError
+from hope_jax.kernels.dgd.devices import device
 from hope_jax.sharding import current_spec
 from hope_jax.types import Array
 
@@ -91,13 +92,6 @@ def _xla(
   return o[:, :length]
 
 
-def _platform() -> str:
-  """What is compiled for: the mesh's devices, which may be elsewhere."""
-  mesh = jax.sharding.get_abstract_mesh()
-  device = getattr(mesh, 'abstract_device', None)
-  return device.platform if device else jax.default_backend()
-
-
 def _splash_obstacle(
     q: Array, seen: Array | None, interpret: bool = False
 ) -> str | None:
@@ -107,7 +101,7 @@ def _splash_obstacle(
     return f'T={length} is no multiple of 128'
   if length > 16_384:  # the mask is made tile by tile, in Python
     return f'T={length} is more than 16384'
-  return None if interpret or _platform() == 'tpu' else 'there is no TPU'
+  return None if interpret or device()[0] == 'tpu' else 'there is no TPU'
 
 
 def _splash(q, k, v, document, seen, window, interpret=False):
@@ -144,7 +138,7 @@ def _splash(q, k, v, document, seen, window, interpret=False):
 
 def _cudnn_obstacle(q: Array, seen: Array | None) -> str | None:
   width = q.shape[-1]
-  if _platform() not in ('gpu', 'cuda'):
+  if device()[0] not in ('gpu', 'cuda'):
     return 'there is no GPU'
   if q.dtype not in (jnp.bfloat16, jnp.float16):
     return f'{q.dtype} is not a dtype of 16 bits'
