@@ -65,7 +65,7 @@ class StudyConfig:
 
   # What a cell trains and scores; studies/grid.py has the table of them.
   task: str
-  # The folder of the cells. The README that is made of them is beside it.
+  # The folder of the cells; `page` is beside it.
   results: str
   # The rows in order: 'name', and fields of `Config` on top of `base` and, for
   # a column that wants others, of `by_column`. Of these two, a row takes the
@@ -83,7 +83,9 @@ class StudyConfig:
   # The rows and columns to run; empty: all. All that have results are shown.
   rows_run: tuple[str, ...] = ()
   columns_run: tuple[str, ...] = ()
-  # The README's markers: '<!-- SECTION: begin -->' and '<!-- SECTION: end -->'.
+  # The page beside that folder that is made of them, between the markers
+  # '<!-- SECTION: begin -->' and '<!-- SECTION: end -->'.
+  page: str = 'README.md'
   section: str = 'results'
   # Examples of each split, and lengths; what is absent is the task's own.
   counts: dict = dataclasses.field(default_factory=dict)
@@ -138,5 +140,5 @@ class StudyConfig:
 
   @property
   def readme(self) -> str:
-    """The README that the results are rendered into."""
-    return os.path.join(os.path.dirname(self.results), 'README.md')
+    """The path of the page that the results are rendered into."""
+    return os.path.join(os.path.dirname(self.results), self.page)
