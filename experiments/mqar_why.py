@@ -9,9 +9,62 @@ once. Results: experiments/mqar/WHY.md.
 
 import ml_collections
 
+# The layer as the paper prints it. Every row says all of these fields, whatever
+# the defaults are.
+LITERAL = {
+    'memory': 'matrix',
+    'read_residual': 'full',
+    'target': 'bounded',
+    'values': 'unit',
+    'read': 'causal',
+    'gate_input': 'key',
+    'input_projection': 'shared',
+    'conv_init': 'recall',
+    'projection_rank': 0,
+    'momentum': True,
+}
+# What is taken up one after the other, a field a step.
+STEPS = (
+    ('no residual', {'read_residual': 'none'}),
+    ('given values', {'target': 'value'}),
+    ('values of a length', {'values': 'length'}),
+    ('gates see the layer', {'gate_input': 'layer'}),
+    ('read after the write', {'read': 'after'}),
+    ('rank 2', {'projection_rank': 2}),
+    ('no momentum', {'momentum': False}),
+)
+
+
+def _hope(dim, **titans):
+  return {'architecture': 'hope', 'dim': dim, 'titans': LITERAL | titans}
+
+
+def _ladder():
+  """Rows that take up one step after the other, at one width."""
+  taken = {}
+  yield {'name': 'Hope 24, literal', 'model': _hope(24)}
+  for name, fields in STEPS:
+    taken |= fields
+    yield {'name': f'+ {name}', 'model': _hope(24, **taken)}
+
+
+TAKEN = {k: v for _, fields in STEPS for k, v in fields.items()}
+STREAMS = {'input_projection': 'streams', 'conv_init': 'identity'}
+
 ROWS = (
-    {'name': 'DeltaNet 32', 'model': {'architecture': 'deltanet', 'dim': 32}},
-    {'name': 'DeltaNet 64', 'model': {'architecture': 'deltanet', 'dim': 64}},
+    *(
+        {'name': f'DeltaNet {dim}',
+         'model': {'architecture': 'deltanet', 'dim': dim}}
+        for dim in (24, 32, 64)
+    ),
+    *_ladder(),
+    {'name': 'Hope 60', 'model': _hope(60, **TAKEN)},
+    {'name': 'Hope 60, streams',
+     'model': _hope(60, **TAKEN | {'input_projection': 'streams'})},
+    {'name': 'Hope 56, streams, identity',
+     'model': _hope(56, **TAKEN | STREAMS)},
+    {'name': 'Hope 60, identity',
+     'model': _hope(60, **TAKEN | {'conv_init': 'identity'})},
 )
 
 
@@ -32,7 +85,6 @@ def get_config() -> ml_collections.ConfigDict:
               'remat': 'none',
               'unroll': 2,
               'tie_embeddings': True,
-              'titans': {'memory': 'matrix'},
               'continuum': {'periods': (1,)},
           },
           'data': {'batch_size': 16, 'sequence_length': 128},

@@ -33,6 +33,14 @@ class TitansConfig:
   # ball, so that no input can make a memory grow without bound; 'raw': as
   # printed; 'value': v itself for the main memory, as in Titans.
   target: Literal['bounded', 'raw', 'value'] = 'bounded'
+  # Values of the main memory: 'unit', unit vectors that the memory of values has
+  # changed, as all that enters a memory; 'length', with the length that they
+  # come with, v = x_v + |x_v| (M_v(z) - z), z = x_v / |x_v|, as in DeltaNet,
+  # which goes with target='value'.
+  values: Literal['unit', 'length'] = 'unit'
+  # The query's share of what it reads, o = share q + M q: 'full', 1 (Eq. 89's
+  # identity path, read literally); 'learned', one of each head, from 0; 'none'.
+  read_residual: Literal['none', 'learned', 'full'] = 'full'
   # Which state a query reads: 'causal', the state before its own token's write
   # (Eq. 86); 'after', the state after it, as in Titans and DeltaNet;
   # 'boundary', the frozen copy (Eq. 90), blind to its own chunk.
@@ -69,6 +77,14 @@ class TitansConfig:
   adaptive_q: bool = False
   # The same for the memories of eta and alpha.
   adaptive_gates: bool = True
+  # What the gates eta, alpha and mu see besides what their memories make of
+  # the key stream: nothing more ('key'), or a static projection of the layer's
+  # input ('layer'), as in DeltaNet.
+  gate_input: Literal['key', 'layer'] = 'key'
+  # Rank of what the memories of keys, values and queries add to their streams,
+  # M(z) = z + (z W) P: a matrix W of so many columns is written, and P is
+  # learned. 0: a full memory of the form of the main one.
+  projection_rank: int = 0
   # Heads, the last ones, whose memories take plain gradient steps all the same:
   # what they add up is not erased, as counting needs. Not in the paper.
   plain_heads: int = 0
@@ -143,6 +159,16 @@ class TitansConfig:
         self.eigenvalues == 'positive' or self.objective == 'delta',
         "TitansConfig.eigenvalues='signed' needs objective='delta'; got"
         f' {self.objective!r}',
+    )
+    require(
+        self.values == 'unit' or self.target == 'value',
+        "TitansConfig.values='length' needs target='value'; got"
+        f' {self.target!r}',
+    )
+    require(
+        self.projection_rank >= 0,
+        'TitansConfig.projection_rank must not be negative; got'
+        f' {self.projection_rank}',
     )
     require(
         self.eta_max is None or self.eta_max >= 0,
@@ -282,6 +308,12 @@ class ModelConfig:
         self.titans.plain_heads <= self.heads,
         'TitansConfig.plain_heads must be at most ModelConfig.heads; got'
         f' {self.titans.plain_heads} of {self.heads}',
+    )
+    rank, head_dim = self.titans.projection_rank, self.dim // self.heads
+    require(
+        rank < head_dim or not reads(self.architecture, 'titans.target'),
+        'TitansConfig.projection_rank must be less than the width of a head;'
+        f' got {rank} of {head_dim}',
     )
 
   def _fix(self, path: list[str], value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -195,12 +196,14 @@ class CausalConv(nn.Module):
   Attributes:
     width: taps.
     init: initialiser of the taps [width, D], tap 0 the token itself.
-    streams: how many equal streams stand side by side in D.
+    streams: how many streams of equal width stand side by side in D.
+    shared: all streams are of one input, which is given (and kept) once.
   """
 
   width: int
   init: Callable[[Array, tuple[int, ...]], Array] = tap_init
   streams: int = 1
+  shared: bool = False
 
   @nn.compact
   def __call__(
@@ -213,8 +216,8 @@ class CausalConv(nn.Module):
     """Convolves what comes next of a stream.
 
     Args:
-      x: [B, T, D].
-      tail: the inputs before the first token, [B, width - 1, D]; None: zeros.
+      x: [B, T, D], or [B, T, D / streams] where it is shared.
+      tail: the inputs before the first token, [B, width - 1, .]; None: zeros.
       position: [B, T] tokens since the document's start; None: the row is one
         document and `tail` is what came before it.
       present: [B, T] bool, false at padding, which the new tail leaves out;
@@ -224,8 +227,9 @@ class CausalConv(nn.Module):
       [B, T, D] and the new tail.
     """
     width, dim = self.width, x.shape[-1]
+    taps = width, dim * self.streams if self.shared else dim
     kernel = self.param(
-        'kernel', partitioned(self.init, None, 'heads'), (width, dim)
+        'kernel', partitioned(self.init, None, 'heads'), taps
     )
     if tail is None:
       tail = jnp.zeros((x.shape[0], width - 1, dim), x.dtype)
@@ -243,10 +247,13 @@ class CausalConv(nn.Module):
       return y
 
     # One stream after the other: less to hold at a time.
-    streams = zip(
-        *(jnp.split(z, self.streams, axis=-1) for z in (full, kernel))
+    split = functools.partial(
+        jnp.split, indices_or_sections=self.streams, axis=-1
     )
-    y = jnp.concatenate([convolve(*stream) for stream in streams], axis=-1)
+    inputs = [full] * self.streams if self.shared else split(full)
+    y = jnp.concatenate(
+        [convolve(*stream) for stream in zip(inputs, split(kernel))], axis=-1
+    )
     if present is None:
       return y, full[:, length:]
     kept = jnp.pad(present, ((0, 0), (width - 1, 0)), constant_values=True)

@@ -79,8 +79,9 @@ class MemoryMixer(Mixer):
     """x [B, T, D] -> q, k and v streams [B, T, H, K], and the new tail."""
     model = self.config
     if tail is None and model.titans.conv:
+      inputs = 3 if model.titans.input_projection == 'streams' else 1
       before = model.titans.conv_width - 1
-      shape = (x.shape[0], before, 3 * model.dim)
+      shape = (x.shape[0], before, inputs * model.dim)
       tail = jnp.zeros(shape, jnp.dtype(model.dtype))
     xs = x, packing.position, packing.present
     tail, streams = in_tiles(MemoryMixer._streams, self, tail, xs)
@@ -94,16 +95,20 @@ class MemoryMixer(Mixer):
     def project(name: str) -> Array:
       return self.into_heads(model.dim, f'project_{name}')(x)
 
-    if config.input_projection == 'streams':
-      wide = jnp.concatenate([project(n) for n in ('q', 'k', 'v')], axis=-1)
+    shared = config.input_projection != 'streams'
+    if shared:
+      wide = project('shared') if config.input_projection == 'shared' else x
     else:
-      shared = project('shared') if config.input_projection == 'shared' else x
-      wide = jnp.concatenate([shared] * 3, axis=-1)
+      wide = jnp.concatenate([project(n) for n in ('q', 'k', 'v')], axis=-1)
     if config.conv:
-      init = CONV_INIT[config.conv_init]
-      conv = CausalConv(config.conv_width, init, streams=3, name='conv')
+      conv = CausalConv(
+          config.conv_width, CONV_INIT[config.conv_init], streams=3,
+          shared=shared, name='conv',
+      )
       wide, tail = conv(wide, tail, position, present)
       wide = nn.silu(wide)
+    elif shared:
+      wide = jnp.concatenate([wide] * 3, axis=-1)
     heads = (*x.shape[:2], model.heads, model.dim // model.heads)
     parts = [
         constrain(
@@ -156,6 +161,8 @@ class SelfModifyingTitans(MemoryMixer):
     )
     tail = None if state is None else state['tail']
     streams, new_tail = self.streams(x, tail, packing)
+    if config.titans.gate_input == 'layer':
+      streams = streams._replace(gates=self.gates(x))
     o, titans_state, diagnostics = titans.layer(
         self.initial(options, config.dim // config.heads),
         streams,
@@ -181,19 +188,53 @@ class SelfModifyingTitans(MemoryMixer):
       )
     return self.output(x, o), {'titans': titans_state, 'tail': new_tail}
 
+  def gates(self, x: Array) -> titans.Gates:
+    """The logits x [B, T, D] -> [B, T, H] of each gate, without their biases."""
+    config = self.config
+    init = nn.initializers.normal(config.dim**-0.5)
+
+    def gate(name: str, present: bool) -> Array | None:
+      if not present:
+        return None
+      w = self.param(
+          f'w_{name}', partitioned(init, 'embed', 'heads'),
+          (config.dim, config.heads),
+      )
+      return constrain(
+          x.astype(jnp.float32) @ w, 'batch', 'time', 'heads'
+      )
+
+    return titans.Gates(
+        gate('eta', True),
+        gate('alpha', config.titans.retention),
+        gate('mu', config.titans.momentum),
+    )
+
   def initial(self, options: titans.Options, head_dim: int) -> dict:
     """Declares the outer parameters of `nested.titans.layer`."""
     config, heads = self.config.titans, self.config.heads
-    mlp = config.memory == 'mlp'
+    rank = config.projection_rank
+    bases = {}
 
-    def memory(name, value_dim, expansion):
+    def memory(name, value_dim):
+      main = name == titans.MAIN
+      hidden = None
+      if config.memory == 'mlp' and (main or not rank):
+        expansion = config.expansion if main else config.projection_expansion
+        hidden = expansion * head_dim
+      if rank and not main and value_dim > 1:
+        value_dim = rank
+        bases[name] = self.param(
+            f'basis_{name}',
+            partitioned(
+                nn.initializers.normal(head_dim**-0.5),
+                'heads', 'memory', 'memory',
+            ),
+            (heads, rank, head_dim),
+        )
       return memory_param(
-          self,
-          f'memory_{name}',
-          key_dim=head_dim,
-          value_dim=value_dim,
-          hidden=expansion * head_dim if mlp else None,
-          heads=heads,
+          self, f'memory_{"main" if main else name}', key_dim=head_dim,
+          value_dim=value_dim, hidden=hidden, heads=heads,
       )
 
     def bias(value):
@@ -206,24 +247,24 @@ class SelfModifyingTitans(MemoryMixer):
       gates = jnp.array([6 * eta - 3 for eta in etas])
     else:
       gates = jnp.array([_logit(eta) for eta in etas])
-    small = config.projection_expansion
     memories = {
-        titans.MAIN: memory('main', head_dim, config.expansion),
-        'k': memory('k', head_dim, small),
-        'v': memory('v', head_dim, small),
-        'eta': memory('eta', 1, small),
+        titans.MAIN: memory(titans.MAIN, head_dim),
+        'k': memory('k', head_dim),
+        'v': memory('v', head_dim),
+        'eta': memory('eta', 1),
     }
     params = {
         'memories': memories,
+        'bases': bases,
         'bias_eta': self.param('bias_eta', bias(gates), (heads,)),
     }
     if config.retention:
-      memories['alpha'] = memory('alpha', 1, small)
+      memories['alpha'] = memory('alpha', 1)
       params['bias_alpha'] = self.param(
           'bias_alpha', bias(_logit(config.retention_init)), (heads,)
       )
     if 'q' in options.adaptive:
-      memories['q'] = memory('q', head_dim, small)
+      memories['q'] = memory('q', head_dim)
     else:
       eye = lambda rng, shape: jnp.broadcast_to(jnp.eye(shape[-1]), shape)
       params['w_q'] = self.param(
@@ -235,9 +276,12 @@ class SelfModifyingTitans(MemoryMixer):
       params['bias_mu'] = self.param(
           'bias_mu', bias(_logit(config.momentum_init)), (heads,)
       )
-      params['w_mu'] = self.param(
-          'w_mu',
-          partitioned(nn.initializers.normal(0.02), 'heads', 'memory'),
-          (heads, head_dim),
-      )
+      if config.gate_input == 'key':
+        params['w_mu'] = self.param(
+            'w_mu',
+            partitioned(nn.initializers.normal(0.02), 'heads', 'memory'),
+            (heads, head_dim),
+        )
+    if config.read_residual == 'learned':
+      params['read_share'] = self.param('read_share', bias(0.0), (heads,))
     return params

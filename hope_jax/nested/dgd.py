@@ -26,8 +26,8 @@ from hope_jax.types import Array
 Layers = Literal['all', 'input', 'output', 'none']
 
 
-def unit(x: Array, eps: float = 1e-3, short: float = 0.1) -> Array:
-  """x / sqrt(|x|^2 + eps^2) over the last axis; shorter where |x| < short.
+def unit(x: Array, short: float = 0.1) -> Array:
+  """x / |x| over the last axis; shorter where |x| < short.
 
   Not specified by the paper: a vector that is hardly there has no direction to
   speak of. Its length falls to zero as (|x| / short)^2, and so does the
@@ -37,7 +37,7 @@ def unit(x: Array, eps: float = 1e-3, short: float = 0.1) -> Array:
   """
   square = jnp.sum(x * x, axis=-1, keepdims=True)
   share = jnp.minimum(square / (short * short), 1)
-  return x / jnp.sqrt(square + eps * eps) * (share * (2 - share))
+  return x / jnp.sqrt(square + 1e-12) * (share * (2 - share))
 
 
 class Bank(NamedTuple):
@@ -178,7 +178,8 @@ def step(
       heads that take plain steps; None: all decay.
 
   Returns:
-    The bank after the chunk, its momentum, and the reads [..., C, V] or None.
+    The bank after the chunk, its momentum, and what the first memory answers,
+    [..., C, V] without the identity path, or None.
   """
   of_first, of_stacks = _writes(frozen, chunk, members, rule)
   kept = decay(chunk.log_alpha, rule.precision)
@@ -215,8 +216,6 @@ def step(
     if new_velocity is not None:
       second_momentum.append(new_velocity)
     o = o if query is None else answer
-  if chunk.q is not None and o is not None:
-    o = memory_lib.identity(chunk.q, o)
   new_momentum = None
   if first_momentum is not None:
     new_momentum = Bank(first_momentum, tuple(second_momentum))

@@ -119,14 +119,14 @@ def identity(z: Array, y: Array) -> Array:
   return z + y if z.shape[-1] == y.shape[-1] else y
 
 
-def read(
+def apply(
     memory: Memory,
     x: Array,
     precision: Precision = 'float32',
     *,
     z: Array | None = None,
 ) -> Array:
-  """M(x), without any write.
+  """M(x) without its identity path: what has been learned and written.
 
   Args:
     memory: leaves [..., K, V], leading axes broadcast against x's.
@@ -140,8 +140,19 @@ def read(
   if z is None:
     z = matmul(x, memory.first, precision)
   if isinstance(memory, Matrix):
-    return identity(x, z)
-  return identity(x, matmul(activation(z), memory.w_out, precision))
+    return z
+  return matmul(activation(z), memory.w_out, precision)
+
+
+def read(
+    memory: Memory,
+    x: Array,
+    precision: Precision = 'float32',
+    *,
+    z: Array | None = None,
+) -> Array:
+  """M(x), without any write; arguments as of `apply`."""
+  return identity(x, apply(memory, x, precision, z=z))
 
 
 def write_values(

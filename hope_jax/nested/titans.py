@@ -61,15 +61,19 @@ from jax.sharding import PartitionSpec
 from hope_jax.kernels.dgd import implementations
 from hope_jax.kernels.dgd.layer import Layer
 from hope_jax.nested import dgd, levels
-from hope_jax.nested.memory import Memory
+from hope_jax.nested.memory import Memory, Mlp
 from hope_jax.nested.titans_tile import (
   MAIN,
+  Copied,
+  Gates,
   Layout,
   Marks,
   Options,
   Streams,
+  only_copied,
   tile_params,
   tile_step,
+  with_copied,
 )
 from hope_jax.types import Array
 
@@ -78,11 +82,35 @@ class TitansState(NamedTuple):
   """A living memory: what a stream has written so far."""
 
   memories: dict[str, Memory]  # leaves [B, H, ., .], after the last token
-  # The copies at the last chunk starts. Where the phase is 0 the next token
-  # opens a chunk, and they are not read: a kernel leaves the memories there.
+  # The copies at the last chunk starts, of the memories that are read there
+  # (see `copied`). Where the phase is 0 the next token opens a chunk, and they
+  # are not read: a kernel leaves the memories there.
   frozen: dict[str, Memory]
   momentum: dict[str, Memory] | None
   phase: Array  # [B] int32, tokens into the longer of the two chunks
+
+
+def copied(options: Options, main: Memory) -> Copied:
+  """Which memories carry a frozen copy from token to token.
+
+  In chunks of one token it is the memory itself. The main memory's is read for
+  targets of its own, for the gradient of an MLP or of the L2 loss, and where
+  queries read it; a matrix with given values is written exactly without it.
+  """
+  read_main = (
+      options.target != 'value' or options.objective == 'l2'
+      or options.read == 'boundary' or isinstance(main, Mlp)
+  )
+  return Copied(
+      main=options.chunk > 1 and read_main,
+      rest=options.projection_chunk > 1 and bool(options.adaptive),
+  )
+
+
+def _names(options: Options, kept: Copied) -> tuple[str, ...]:
+  """Names of the memories that are copied."""
+  main = (MAIN,) if kept.main else ()
+  return main + (options.adaptive if kept.rest else ())
 
 
 def initial_state(params: dict, batch: int, options: Options) -> TitansState:
@@ -106,8 +134,10 @@ def initial_state(params: dict, batch: int, options: Options) -> TitansState:
   momentum = None
   if options.momentum:
     momentum = jax.tree.map(jnp.zeros_like, memories)
+  kept = copied(options, memories[MAIN])
   return TitansState(
-      memories, memories, momentum, jnp.zeros((batch,), jnp.int32)
+      memories, {n: memories[n] for n in _names(options, kept)}, momentum,
+      jnp.zeros((batch,), jnp.int32),
   )
 
 
@@ -231,8 +261,10 @@ def layer(
   initial, members = dgd.pack(
       {name: params['memories'][name] for name in names}, names
   )
+  kept = copied(options, params['memories'][MAIN])
   layout = Layout(
       members=members,
+      copied=kept,
       # Static: where all tiles open a chunk, no frozen copy is needed.
       always_open=grid.token is None and present is None and tile == period,
       restarts=starts is not None,
@@ -243,8 +275,11 @@ def layer(
   )
   bank, frozen, momentum = (
       None if m is None else dgd.pack(m, names)[0]
-      for m in (state.memories, state.frozen, state.momentum)
+      for m in (
+          state.memories, state.memories | state.frozen, state.momentum
+      )
   )
+  frozen = only_copied(frozen, layout) if any(kept) else None
   scan = _choose_scan(
       options, x, constants, (bank, frozen, momentum), tile=tile,
       partition=partition, interpret=interpret,
@@ -256,11 +291,14 @@ def layer(
       (bank, frozen, momentum), x, grid, _marks(grid, options),
   )
   memories = dgd.unpack(bank, members)
+  copies = memories
+  if frozen is not None:
+    copies = dgd.unpack(with_copied(bank, frozen, layout), members)
   o = levels.from_tiles(o, grid, length)
   o = jnp.where(grid.overflow[:, None, None, None], jnp.nan, o)
   state = TitansState(
       memories,
-      memories if frozen is None else dgd.unpack(frozen, members),
+      {name: copies[name] for name in _names(options, kept)},
       None if momentum is None else dgd.unpack(momentum, members),
       grid.phase,
   )

@@ -9,7 +9,13 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hope_jax.kernels.dgd.products import Precision, column, matmul, row
+from hope_jax.kernels.dgd.products import (
+  Precision,
+  column,
+  matmul,
+  row,
+  transpose,
+)
 from hope_jax.nested import dgd
 from hope_jax.nested import memory as memory_lib
 from hope_jax.nested.dgd import unit
@@ -19,12 +25,21 @@ GATES = ('eta', 'alpha')
 MAIN = 'memory'
 
 
+class Gates(NamedTuple):
+  """What the layer's input adds to the gates ahead of their sigmoids."""
+
+  eta: Array  # [B, T, H] each
+  alpha: Array | None = None  # None: no retention
+  mu: Array | None = None  # None: no momentum
+
+
 class Streams(NamedTuple):
   """What the layer reads, one vector a head: [B, T, H, K] each."""
 
   q: Array
   k: Array
   v: Array
+  gates: Gates | None = None  # None: the gates see the key stream alone
 
 
 class Options(NamedTuple):
@@ -46,6 +61,8 @@ class Options(NamedTuple):
   precision: Precision
   implementation: str = 'xla'  # or 'auto', or one that has a `scan`
   plain_heads: int = 0  # the last ones: no decay along the key
+  read_residual: Literal['none', 'learned', 'full'] = 'full'
+  values: Literal['unit', 'length'] = 'unit'
 
   def rule(self) -> dgd.Rule:
     """How the bank of the written memories is written and read."""
@@ -65,10 +82,18 @@ class Marks(NamedTuple):
   reset: Array  # 1 where a document starts with the tile
 
 
+class Copied(NamedTuple):
+  """Of which memories a frozen copy outlives the tile that it was made in."""
+
+  main: bool
+  rest: bool
+
+
 class Layout(NamedTuple):
   """What is known of a scan when it is compiled."""
 
   members: dgd.Members
+  copied: Copied
   always_open: bool  # every tile opens a chunk: no frozen copy is carried
   restarts: bool  # documents may start
   options: Options
@@ -112,13 +137,14 @@ def project(params, frozen, members, x, options) -> Projected:
     frozen: the frozen copies; memories that are not written are read from their
       learned initial states.
     members: the memories in the bank.
-    x: Streams of unit vectors, [B, H, C, K] each.
+    x: Streams, [B, H, C, K] each.
     options: as in `layer`.
   """
   copies = dgd.unpack(frozen, members)
   size = x.k.shape[-2]
+  z_q, z_k, z_v = unit(x.q), unit(x.k), unit(x.v)
   rows = jnp.concatenate(
-      [x.k, x.v] + ([x.q] if 'q' in options.adaptive else []), axis=-2
+      [z_k, z_v] + ([z_q] if 'q' in options.adaptive else []), axis=-2
   )
   z = {}
   if options.adaptive:  # every stream against every memory, in one product
@@ -128,22 +154,30 @@ def project(params, frozen, members, x, options) -> Projected:
     )
     z = rest.split(matmul(rows, frozen.first[..., main:], options.precision))
 
-  def memory(name, stream, start):
+  def written(name, stream, start):
+    """What a memory adds to its identity path."""
     if name not in z:
-      source = params['memories'][name]
-      return memory_lib.read(source, stream, options.precision)
-    part = z[name][..., start * size : (start + 1) * size, :]
-    return memory_lib.read(copies[name], stream, options.precision, z=part)
+      memory, part = params['memories'][name], None
+    else:
+      memory = copies[name]
+      part = z[name][..., start * size : (start + 1) * size, :]
+    y = memory_lib.apply(memory, stream, options.precision, z=part)
+    return _widen(params, name, y, options)
 
-  k = unit(memory('k', x.k, 0))
-  v = memory('v', x.v, 1)
-  if 'q' in options.adaptive:
-    q = unit(memory('q', x.q, 2))
+  k = unit(z_k + written('k', z_k, 0))
+  v = written('v', z_v, 1)
+  if options.values == 'unit':
+    v = z_v + v
   else:
-    q = unit(matmul(x.q, params['w_q'], options.precision))
+    v = x.v + jnp.sqrt(jnp.sum(x.v * x.v, axis=-1, keepdims=True) + 1e-12) * v
+  if 'q' in options.adaptive:
+    q = unit(z_q + written('q', z_q, 2))
+  else:
+    q = unit(matmul(z_q, params['w_q'], options.precision))
 
   def gate(name):
-    return row(memory(name, x.k, 0) + params['bias_' + name])
+    y = row(written(name, z_k, 0) + params['bias_' + name])
+    return y if x.gates is None else y + getattr(x.gates, name)
 
   eta_gate = gate('eta')
   log_alpha = jnp.zeros_like(eta_gate)
@@ -155,11 +189,23 @@ def project(params, frozen, members, x, options) -> Projected:
   eta = most * options.eta_max * share(eta_gate)
   log_mu = None
   if options.momentum:
-    log_mu = jax.nn.log_sigmoid(row(
-        jnp.sum(x.k * params['w_mu'], axis=-1, keepdims=True)
-        + params['bias_mu']
-    ))
+    log_mu = jax.nn.log_sigmoid(_momentum_gate(params, z_k, x.gates))
   return Projected(q, k, v, eta, log_alpha, log_mu)
+
+
+def _momentum_gate(params, z_k, gates) -> Array:
+  """The logits of mu, [B, H, C]."""
+  if gates is not None:
+    return gates.mu + row(params['bias_mu'])
+  of_key = jnp.sum(z_k * params['w_mu'], axis=-1, keepdims=True)
+  return row(of_key + params['bias_mu'])
+
+
+def _widen(params, name, y, options) -> Array:
+  """y [..., C, r] of a memory of low rank in the basis of its head."""
+  if name not in params['bases']:
+    return y
+  return matmul(y, params['bases'][name], options.precision)
 
 
 def tile_params(
@@ -177,9 +223,11 @@ def tile_params(
       'bias_alpha': lambda x: x[:, None, None],
       'bias_mu': lambda x: x[:, None, None],
       'w_mu': lambda x: x[:, None, :],
+      'read_share': lambda x: x[:, None, None],
   }
   shared = {n: spread.get(n, lambda x: x)(x) for n, x in params.items()
-            if n != 'memories'}
+            if n not in ('memories', 'bases')}
+  shared['bases'] = dict(params.get('bases', {}))
   read_only = {n: m for n, m in params['memories'].items() if n != MAIN}
   shared.update(memories=read_only, initial=initial, decaying=None)
   if plain_heads:
@@ -211,21 +259,20 @@ def tile_step(params, carry, xs, marks, kept=(), *, layout: Layout):
     flag = column(marks.reset)[..., :1, :]
     initial = params['initial']
     bank = _select(flag, initial, bank)
-    frozen = None if frozen is None else _select(flag, initial, frozen)
+    if frozen is not None:
+      frozen = _select(flag, only_copied(initial, layout), frozen)
     momentum = jax.tree.map(
         lambda x: _select(flag, jnp.zeros_like(x), x), momentum
     )
   carries_frozen = frozen is not None
-  if layout.always_open:
+  if layout.always_open or frozen is None:
     frozen = bank
   else:
-    frozen = _refresh(frozen, bank, marks, members)
-  made = project(
-      params, frozen, members,
-      jax.tree.map(lambda x: unit(x.astype(jnp.promote_types(x, jnp.float32))),
-                   xs),
-      options,
+    frozen = _refresh(frozen, bank, marks, layout)
+  xs = jax.tree.map(
+      lambda x: x.astype(jnp.promote_types(x, jnp.float32)), xs
   )
+  made = project(params, frozen, members, xs, options)
   valid = marks.valid > 0
   # log mu = 0 neither adds to momentum nor forgets it.
   made = made._replace(
@@ -235,7 +282,7 @@ def tile_step(params, carry, xs, marks, kept=(), *, layout: Layout):
   )
   sees_chunk = options.read != 'boundary'
   chunk = dgd.Chunk(
-      k=made.k, targets=_targets(frozen, made, layout), eta=made.eta,
+      k=made.k, targets=_targets(params, frozen, made, layout), eta=made.eta,
       log_alpha=made.log_alpha, log_mu=made.log_mu, present=marks.valid,
       q=made.q if sees_chunk else None,
   )
@@ -245,7 +292,11 @@ def tile_step(params, carry, xs, marks, kept=(), *, layout: Layout):
   )
   if not sees_chunk:
     main = dgd.unpack(frozen, members)[MAIN]
-    o = memory_lib.read(main, made.q, options.precision)
+    o = memory_lib.apply(main, made.q, options.precision)
+  if options.read_residual == 'full':
+    o = made.q + o
+  elif options.read_residual == 'learned':
+    o = params['read_share'] * made.q + o
   write = made.eta * row(jnp.sum(made.k * made.k, axis=-1, keepdims=True))
   erased = 0 * write if options.layers == 'none' else write
   if params['decaying'] is not None:
@@ -257,19 +308,31 @@ def tile_step(params, carry, xs, marks, kept=(), *, layout: Layout):
       'eta': made.eta,
       'alpha': jnp.where(valid, alpha, 0),
   }
-  return (new_bank, frozen if carries_frozen else None, momentum), (o, stats)
+  carry = new_bank, None, momentum
+  if carries_frozen:
+    carry = new_bank, only_copied(frozen, layout), momentum
+  return carry, (o, stats)
 
 
-def _targets(frozen, made: Projected, layout: Layout) -> dict[str, Array]:
-  """name -> v^ [B, H, C, V], what each memory of the bank is to answer."""
+def _targets(params, frozen, made: Projected, layout) -> dict[str, Array]:
+  """name -> v^ [B, H, C, V], what each memory of the bank is to answer.
+
+  A memory of low rank is asked for what its basis sees of its answer.
+  """
   options, members = layout.options, layout.members
-  z = members.split(matmul(made.v, frozen.first, options.precision))
+  v = made.v if options.values == 'unit' else unit(made.v)
+  z = members.split(matmul(v, frozen.first, options.precision))
   targets = {}
   for name, memory in dgd.unpack(frozen, members).items():
-    y = memory_lib.read(memory, made.v, options.precision, z=z[name])
+    if name == MAIN and options.target == 'value':
+      targets[name] = made.v
+      continue
+    y = memory_lib.apply(memory, v, options.precision, z=z[name])
+    if name not in GATES:
+      y = v + _widen(params, name, y, options)
+    if name in params['bases']:
+      y = matmul(y, transpose(params['bases'][name]), options.precision)
     targets[name] = y if options.target == 'raw' else bound(y)
-  if options.target == 'value':
-    targets[MAIN] = made.v
   if options.eigenvalues == 'positive':
     return targets
   alpha = jnp.exp(made.log_alpha)
@@ -290,8 +353,44 @@ def _select(flag: Array, new, old):
   return jax.tree.map(leaf, new, old)
 
 
-def _refresh(frozen, bank, marks, members):
-  """Copies the memories whose chunk starts with this tile."""
+def only_copied(bank: dgd.Bank, layout: Layout) -> dgd.Bank:
+  """What a carry keeps of a bank of frozen copies: those that are copied."""
+  members, copied = layout.members, layout.copied
+  start = 0 if copied.main else members.widths[0]
+  stop = None if copied.rest else members.widths[0]
+  return dgd.Bank(
+      bank.first[..., start:stop],
+      tuple(
+          x for stack, x in zip(members.stacks, bank.second)
+          if (copied.main if members.is_first(stack) else copied.rest)
+      ),
+  )
+
+
+def with_copied(bank: dgd.Bank, kept: dgd.Bank, layout: Layout) -> dgd.Bank:
+  """The bank, with the copies that a carry keeps in their memories' places."""
+  members, copied = layout.members, layout.copied
+  width = members.widths[0]
+  parts = [
+      *([] if copied.main else [bank.first[..., :width]]), kept.first,
+      *([] if copied.rest else [bank.first[..., width:]]),
+  ]
+  copies = iter(kept.second)
+  return dgd.Bank(
+      jnp.concatenate(parts, axis=-1),
+      tuple(
+          next(copies)
+          if (copied.main if members.is_first(stack) else copied.rest)
+          else x
+          for stack, x in zip(members.stacks, bank.second)
+      ),
+  )
+
+
+def _refresh(frozen, bank, marks, layout) -> dgd.Bank:
+  """All frozen copies; a memory whose chunk starts with this tile anew."""
+  members = layout.members
+  frozen = with_copied(bank, frozen, layout)
   main, rest = (
       column(x)[..., :1, :] for x in (marks.opens_main, marks.opens_rest)
   )

@@ -129,7 +129,7 @@ def test_unit_is_a_unit_vector_and_safe_at_zero():
 def test_a_zero_vector_has_no_direction_and_no_gradient(x64):
   """If this fails, the first key of a document outweighs a training step."""
   x = np.random.default_rng(0).normal(size=(2, K)) * [[1.0], [0.0]]
-  length = np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + 1e-6)
+  length = np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + 1e-12)
   np.testing.assert_allclose(dgd.unit(x), x / length, rtol=1e-15)
   slopes = jax.jit(jax.vmap(jax.jacobian(dgd.unit)))(x)
   np.testing.assert_array_equal(slopes[1], 0)

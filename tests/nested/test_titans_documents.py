@@ -71,7 +71,7 @@ def test_the_oracle_packs_what_it_gives_alone():
   for b in range(B):
     first = np.flatnonzero(starts[b])
     for start, stop in zip(first, (*first[1:], T)):
-      own = titans.Streams(*(s[b : b + 1, start:stop] for s in x))
+      own = jax.tree.map(lambda s: s[b : b + 1, start:stop], x)
       alone, *_ = expect(params, own)
       np.testing.assert_array_equal(o[b : b + 1, start:stop], alone)
 
@@ -124,7 +124,7 @@ def test_a_state_handed_over_continues_the_text(x64, variant, kind, tokens):
   state = titans.initial_state(params, B, options(**changes))
   outputs = []
   for start in range(0, 22, tokens):
-    part = titans.Streams(*(s[:, start : start + tokens] for s in x))
+    part = jax.tree.map(lambda s: s[:, start : start + tokens], x)
     o, state, _ = compiled(**changes)(params, part, state)
     outputs.append(o)
   np.testing.assert_allclose(np.concatenate(outputs, 1), expected, atol=1e-11)
@@ -140,7 +140,7 @@ def test_a_cut_inside_packed_documents_continues_them(x64):
   state = titans.initial_state(params, B, options(**changes))
   outputs = []
   for at in (np.s_[:, :11], np.s_[:, 11:]):
-    part = titans.Streams(*(s[at] for s in x))
+    part = jax.tree.map(lambda s: s[at], x)
     o, state, _ = compiled(**changes)(params, part, state, starts=starts[at])
     outputs.append(o)
   np.testing.assert_allclose(np.concatenate(outputs, 1), expected, atol=1e-11)
@@ -156,8 +156,8 @@ def test_the_future_does_not_reach_the_past(read, kind):
   starts, _ = packing('documents')
   before, _, _ = run_packed(params, x, starts, read=read)
   for t in (1, 4, 11, T - 1):
-    changed = titans.Streams(*(s.copy() for s in x))
-    for s in changed:
+    changed = jax.tree.map(lambda s: s.copy(), x)
+    for s in jax.tree.leaves(changed):
       s[:, t] = -3 * s[:, t] + 1
     after, _, _ = run_packed(params, changed, starts, read=read)
     np.testing.assert_array_equal(before[:, :t], after[:, :t])

@@ -50,6 +50,20 @@ VARIANTS = {
     'plain_head_signed': dict(
         plain_heads=1, momentum=False, read='after', eigenvalues='signed'
     ),
+    'no_residual': dict(read_residual='none'),
+    'learned_residual': dict(read_residual='learned', read='after'),
+    'boundary_no_residual': dict(read_residual='none', read='boundary'),
+    'length': dict(target='value', values='length', momentum=False),
+    'length_slow': dict(target='value', values='length', projection_chunk=8),
+    'layer_gates': dict(gates=True),
+    'low_rank': dict(rank=2),
+    'low_rank_length': dict(
+        rank=1, target='value', values='length', gates=True, momentum=False,
+        read='after', read_residual='none',
+        adaptive=('q', 'k', 'v', 'eta', 'alpha'),
+    ),
+    'low_rank_l2': dict(rank=2, objective='l2', eta_max=0.25, target='raw'),
+    'low_rank_signed': dict(rank=3, eigenvalues='signed', momentum=False),
     # What Titans itself and a TTT layer are, see models/blocks.py.
     'titans': dict(
         objective='l2', eta_max=0.25, target='value', layers='none',
@@ -63,28 +77,36 @@ VARIANTS = {
 
 
 def options(**changes):
-  return titans.Options(
-      **{**DEFAULT, 'aligned': False, 'precision': 'float32', **changes}
-  )
+  """`titans.Options`; 'rank' and 'gates' of a variant are of its inputs."""
+  changes = {**DEFAULT, 'aligned': False, 'precision': 'float32', **changes}
+  for name in ('rank', 'gates'):
+    changes.pop(name, None)
+  return titans.Options(**changes)
 
 
 @functools.cache
-def make_params(kind, seed=0):
+def make_params(kind, seed=0, *, rank=0):
   """Parameters far from where training starts, so that every term counts."""
   rng = np.random.default_rng(seed)
 
   def memory(width, hidden):
-    if kind == 'matrix':
+    if kind == 'matrix' or (rank and width == rank):
       return Matrix(rng.normal(size=(H, K, width)) * 0.4)
     return Mlp(
         w_in=rng.normal(size=(H, K, hidden)),
         w_out=rng.normal(size=(H, hidden, width)) * 0.7,
     )
 
-  widths = dict(memory=(K, F), k=(K, 5), v=(K, 5), q=(K, 5), eta=(1, 3),
-                alpha=(1, 3))
+  wide = rank or K
+  widths = dict(memory=(K, F), k=(wide, 5), v=(wide, 5), q=(wide, 5),
+                eta=(1, 3), alpha=(1, 3))
+  bases = {}
+  if rank:
+    bases = {n: rng.normal(size=(H, rank, K)) for n in ('k', 'v', 'q')}
   return {
       'memories': {n: memory(*w) for n, w in widths.items()},
+      'bases': bases,
+      'read_share': rng.normal(size=H),
       'w_q': rng.normal(size=(H, K, K)),
       'bias_eta': rng.normal(size=H),
       'bias_alpha': rng.normal(size=H) + 2,
@@ -94,9 +116,21 @@ def make_params(kind, seed=0):
 
 
 @functools.cache
-def make_streams(length=T, seed=1, batch=B):
+def make_streams(length=T, seed=1, batch=B, *, gates=False):
   rng = np.random.default_rng(seed)
-  return titans.Streams(*rng.normal(size=(3, batch, length, H, K)))
+  streams = titans.Streams(*rng.normal(size=(3, batch, length, H, K)))
+  if gates:
+    logits = titans.Gates(*rng.normal(size=(3, batch, length, H)))
+    streams = streams._replace(gates=logits)
+  return streams
+
+
+def inputs(kind, changes, length=T):
+  """Parameters and streams of a variant."""
+  return (
+      make_params(kind, rank=changes.get('rank', 0)),
+      make_streams(length, gates=changes.get('gates', False)),
+  )
 
 
 @functools.cache
@@ -119,7 +153,8 @@ def run_packed(params, x, starts, present=None, **changes):
 def expect(params, x, *, starts=None, present=None, **changes):
   arguments = {**DEFAULT, **changes}
   arguments['read_at'] = arguments.pop('read')
-  arguments.pop('aligned', None)
+  for name in ('aligned', 'rank', 'gates'):
+    arguments.pop(name, None)
   return oracle.layer(
       plain(params), x, starts=starts, present=present, **arguments
   )
@@ -140,11 +175,14 @@ def assert_state(state, expected, atol=1e-11):
   for name, e in zip(names, expected):
     if name == 'momentum' and state.momentum is None:
       continue
+    actual = plain(getattr(state, name))
+    if name == 'frozen':  # only what outlives a tile
+      e = {n: e[n] for n in actual}
     jax.tree.map_with_path(
         lambda path, a, b: np.testing.assert_allclose(
             a, b, atol=atol, err_msg=f'{name}{path}'  # noqa: B023
         ),
-        plain(getattr(state, name)), e,
+        actual, e,
     )
   np.testing.assert_array_equal(state.phase, expected[-1])
 

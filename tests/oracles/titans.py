@@ -18,10 +18,10 @@ def sigmoid(x):
   return 1 / (1 + np.exp(-x))
 
 
-def unit(x, eps=1e-3, short=0.1):
-  """x / |x|, with |x|^2 + eps^2 under the root; shorter where |x| < short."""
+def unit(x, short=0.1):
+  """x / |x|; shorter where |x| < short."""
   share = min(x @ x / short**2, 1)
-  return x / np.sqrt(x @ x + eps * eps) * share * (2 - share)
+  return x / np.sqrt(x @ x + 1e-12) * share * (2 - share)
 
 
 def bound(x):
@@ -37,12 +37,17 @@ def phi_gradient(z):
   return (0.5 * (1 + _erf(z / math.sqrt(2))) + z * normal) / math.sqrt(len(z))
 
 
+def apply(memory, x):
+  """M(x) of a vector x without its identity path."""
+  if 'w' not in memory:
+    return phi(x @ memory['w_in']) @ memory['w_out']
+  y = x @ memory['w']
+  return y @ memory['basis'] if 'basis' in memory else y
+
+
 def read(memory, x):
   """M(x) of a vector x."""
-  if 'w' in memory:
-    y = x @ memory['w']
-  else:
-    y = phi(x @ memory['w_in']) @ memory['w_out']
+  y = apply(memory, x)
   return x + y if len(x) == len(y) else y
 
 
@@ -79,12 +84,15 @@ def write(memory, frozen, momentum, k, target, eta, alpha, mu, *, objective,
 
 def layer(params, x, *, chunk, projection_chunk, objective, target, read_at,
           eta_max, eigenvalues, projection_eta, retention, layers, momentum,
-          adaptive, starts=None, present=None, plain_heads=0):
+          adaptive, starts=None, present=None, plain_heads=0,
+          read_residual='full', values='unit'):
   """Runs the layer over every row and head.
 
   Args:
-    params: as in the package: 'memories', 'w_q', 'bias_*', 'w_mu'.
-    x: (q, k, v), [B, T, H, K] each.
+    params: as in the package: 'memories', 'bases', 'w_q', 'bias_*', 'w_mu',
+      'read_share'.
+    x: (q, k, v, gates), [B, T, H, K] each, gates None or 'eta', 'alpha' and
+      'mu', [B, T, H] each.
     chunk: tokens between two copies of the main memory into its frozen form.
     projection_chunk: the same for the others.
     objective: 'delta' or 'l2'.
@@ -100,12 +108,18 @@ def layer(params, x, *, chunk, projection_chunk, objective, target, read_at,
     starts: [B, T] bool, document starts.
     present: [B, T] bool, false at padding.
     plain_heads: the last heads, whose memories never decay along a key.
+    read_residual: what of the query is added to an answer: 'full', 'none' or
+      'learned', params['read_share'].
+    values: 'unit', or 'length': as long as they come.
 
   Returns:
     Outputs [B, T, H, K]; memories, frozen copies and momentum after the last
     token, name -> layer -> [B, H, ., .]; tokens into the longer chunk, [B].
   """
-  xq, xk, xv = x
+  xq, xk, xv, logits = x
+  share = {'full': np.ones(xk.shape[2]), 'none': np.zeros(xk.shape[2])}
+  share['learned'] = params.get('read_share')
+  share = share[read_residual]
   batch, length, heads, _ = xk.shape
   written = (MAIN, *adaptive)
   o = np.zeros(xv.shape)
@@ -120,6 +134,7 @@ def layer(params, x, *, chunk, projection_chunk, objective, target, read_at,
       zero = {
           n: {layer: 0 * w for layer, w in initial[n].items()} for n in written
       }
+      bases = {n: w[h] for n, w in params.get('bases', {}).items()}
       memories, frozen, moments = dict(initial), dict(initial), dict(zero)
       position = 0
       for t in range(length):
@@ -132,35 +147,48 @@ def layer(params, x, *, chunk, projection_chunk, objective, target, read_at,
           if position % (chunk if n == MAIN else projection_chunk) == 0:
             frozen[n] = memories[n]
         zq, zk, zv = (unit(s[b, t, h]) for s in (xq, xk, xv))
-        k = unit(read(frozen['k'], zk))
-        v = read(frozen['v'], zv)
+
+        def answer(n, z):
+          memory = frozen[n]  # noqa: B023
+          basis = bases.get(n)  # noqa: B023
+          return read(memory if basis is None else memory | {'basis': basis}, z)
+
+        k = unit(answer('k', zk))
+        v = answer('v', zv)
+        if values == 'length':
+          v = xv[b, t, h] + np.sqrt(xv[b, t, h] @ xv[b, t, h]) * (v - zv)
         if 'q' in adaptive:
-          q = unit(read(frozen['q'], zq))
+          q = unit(answer('q', zq))
         else:
           q = unit(zq @ params['w_q'][h])
         alpha = 1.0
-        gates = {
-            n: sigmoid(read(frozen[n], zk)[0] + params['bias_' + n][h])
+        raw = {
+            n: read(frozen[n], zk)[0] + params['bias_' + n][h]
+            + (0 if logits is None else getattr(logits, n)[b, t, h])
             for n in ('eta', 'alpha')
         }
         if retention:
-          alpha = gates['alpha']
-        eta = alpha * eta_max * gates['eta']
+          alpha = sigmoid(raw['alpha'])
+        eta = alpha * eta_max * sigmoid(raw['eta'])
         if eigenvalues == 'signed':
-          raw = read(frozen['eta'], zk)[0] + params['bias_eta'][h]
+          raw = raw['eta']
           eta = (1 + alpha) * eta_max * min(max(raw / 6 + 0.5, 0.0), 1.0)
         mu = None
         if momentum:
-          mu = sigmoid(zk @ params['w_mu'][h] + params['bias_mu'][h])
+          of_input = zk @ params['w_mu'][h]
+          if logits is not None:
+            of_input = logits.mu[b, t, h]
+          mu = sigmoid(of_input + params['bias_mu'][h])
         if read_at != 'after':
           source = memories if read_at == 'causal' else frozen
-          o[b, t, h] = read(source[MAIN], q)
+          o[b, t, h] = share[h] * q + apply(source[MAIN], q)
         new = {}
         for n in written:
           if n == MAIN and target == 'value':
             aim = v
           else:
-            aim = read(frozen[n], v)
+            aim = answer(n, v if values == 'unit' else unit(v))
+            aim = bases[n] @ aim if n in bases else aim
             aim = aim if target == 'raw' else bound(aim)
           rate = eta if n == MAIN else projection_eta * eta
           if eigenvalues == 'signed':  # written: at most 1 - |alpha - rate|
@@ -174,7 +202,7 @@ def layer(params, x, *, chunk, projection_chunk, objective, target, read_at,
             moments[n] = m
         memories = {**memories, **new}
         if read_at == 'after':
-          o[b, t, h] = read(memories[MAIN], q)
+          o[b, t, h] = share[h] * q + apply(memories[MAIN], q)
         position += 1
       phase[b] = position % max(chunk, projection_chunk)
       states[b, h] = (memories, frozen, moments)
