@@ -52,6 +52,11 @@ _STATIC = {
     'titans.target': 'value',
     'titans.objective': 'l2',
     'titans.dgd': False,
+    'titans.read': 'causal',
+    'titans.read_residual': 'full',
+    'titans.values': 'unit',
+    'titans.gate_input': 'key',
+    'titans.projection_rank': 0,
 }
 
 
@@ -98,7 +103,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         window=True,
     ),
     'titans': Architecture(
-        _TITANS, fixed=_STATIC, reads=('heads', 'titans'), ignores=_OF_ADAPTING
+        _TITANS,
+        fixed=_STATIC | {'titans.momentum': True},
+        reads=('heads', 'titans'), ignores=_OF_ADAPTING
     ),
     'ttt': Architecture(
         _TITANS,

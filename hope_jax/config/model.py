@@ -32,19 +32,18 @@ class TitansConfig:
   # The target v^ = M(v). 'bounded': v^ / sqrt(1 + |v^|^2), inside the unit
   # ball, so that no input can make a memory grow without bound; 'raw': as
   # printed; 'value': v itself for the main memory, as in Titans.
-  target: Literal['bounded', 'raw', 'value'] = 'bounded'
-  # Values of the main memory: 'unit', unit vectors that the memory of values has
-  # changed, as all that enters a memory; 'length', with the length that they
-  # come with, v = x_v + |x_v| (M_v(z) - z), z = x_v / |x_v|, as in DeltaNet,
-  # which goes with target='value'.
-  values: Literal['unit', 'length'] = 'unit'
+  target: Literal['bounded', 'raw', 'value'] = 'value'
+  # Values of the main memory: 'unit', made of unit vectors as all that enters a
+  # memory; 'length', as long as they come, v = x_v + |x_v| (M_v(z) - z) with
+  # z = x_v / |x_v|, as in DeltaNet, which goes with target='value'.
+  values: Literal['unit', 'length'] = 'length'
   # The query's share of what it reads, o = share q + M q: 'full', 1 (Eq. 89's
   # identity path, read literally); 'learned', one of each head, from 0; 'none'.
-  read_residual: Literal['none', 'learned', 'full'] = 'full'
+  read_residual: Literal['none', 'learned', 'full'] = 'none'
   # Which state a query reads: 'causal', the state before its own token's write
   # (Eq. 86); 'after', the state after it, as in Titans and DeltaNet;
   # 'boundary', the frozen copy (Eq. 90), blind to its own chunk.
-  read: Literal['causal', 'after', 'boundary'] = 'causal'
+  read: Literal['causal', 'after', 'boundary'] = 'after'
   # Inner learning rate eta = alpha * eta_max * sigmoid(.). With unit keys and
   # eta_max <= 1 every write is a contraction. None: 1 for 'delta', and 1/chunk
   # for 'l2', where the frozen gradient counts once for each token of the chunk.
@@ -65,7 +64,7 @@ class TitansConfig:
   retention_init: float = 0.999
   # Momentum S_t = mu S_{t-1} + (1 - mu) G_t on the inner gradient. Only Table 6
   # speaks of it; mu is data-dependent, momentum_init at initialisation.
-  momentum: bool = True
+  momentum: bool = False
   momentum_init: float = 0.5
   # Table 6, one flag a row: plain gradient descent instead of DGD, no
   # retention, static key / value memories (read from their initial states),
@@ -80,11 +79,11 @@ class TitansConfig:
   # What the gates eta, alpha and mu see besides what their memories make of
   # the key stream: nothing more ('key'), or a static projection of the layer's
   # input ('layer'), as in DeltaNet.
-  gate_input: Literal['key', 'layer'] = 'key'
+  gate_input: Literal['key', 'layer'] = 'layer'
   # Rank of what the memories of keys, values and queries add to their streams,
   # M(z) = z + (z W) P: a matrix W of so many columns is written, and P is
   # learned. 0: a full memory of the form of the main one.
-  projection_rank: int = 0
+  projection_rank: int = 2
   # Heads, the last ones, whose memories take plain gradient steps all the same:
   # what they add up is not erased, as counting needs. Not in the paper.
   plain_heads: int = 0

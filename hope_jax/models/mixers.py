@@ -25,6 +25,7 @@ from hope_jax.models.layers import (
 )
 from hope_jax.models.packing import Packing
 from hope_jax.nested import titans
+from hope_jax.nested.titans_tile import Gates
 from hope_jax.sharding import constrain, current_spec
 from hope_jax.types import Array, PyTree
 
@@ -188,8 +189,8 @@ class SelfModifyingTitans(MemoryMixer):
       )
     return self.output(x, o), {'titans': titans_state, 'tail': new_tail}
 
-  def gates(self, x: Array) -> titans.Gates:
-    """The logits x [B, T, D] -> [B, T, H] of each gate, without their biases."""
+  def gates(self, x: Array) -> Gates:
+    """x [B, T, D] -> what it adds to the logits of each gate, [B, T, H]."""
     config = self.config
     init = nn.initializers.normal(config.dim**-0.5)
 
@@ -204,7 +205,7 @@ class SelfModifyingTitans(MemoryMixer):
           x.astype(jnp.float32) @ w, 'batch', 'time', 'heads'
       )
 
-    return titans.Gates(
+    return Gates(
         gate('eta', True),
         gate('alpha', config.titans.retention),
         gate('mu', config.titans.momentum),

@@ -65,7 +65,6 @@ from hope_jax.nested.memory import Memory, Mlp
 from hope_jax.nested.titans_tile import (
   MAIN,
   Copied,
-  Gates,
   Layout,
   Marks,
   Options,

@@ -19,6 +19,7 @@ from tests.nested.titans_cases import (
   T,
   assert_state,
   compiled,
+  cut,
   expect,
   inputs,
   make_params,
@@ -58,6 +59,62 @@ def test_layer_is_the_token_serial_layer(x64, variant, kind):
   assert 0 < diagnostics['max_write'] < limit or 'l2' in variant
   assert diagnostics['mean_alpha'] <= 1
   assert diagnostics['least_eigenvalue'] >= 1 - limit or 'l2' in variant
+
+
+@pytest.mark.parametrize('chunk', [1, 16])
+@pytest.mark.parametrize('erases', [True, False])
+def test_the_layer_is_deltanet_and_linear_attention(x64, chunk, erases):
+  """If it fails, Hope's layer does not hold what it should be no worse than.
+
+  Static keys, values as long as they come, gates of the layer's input and no
+  query in the answer: M_t = M_{t-1} (I - beta_t k_t k_t^T) + beta_t v_t k_t^T,
+  and without the erasure and beta = 1 linear attention.
+  """
+  x = make_streams(gates=True)
+  params = jax.tree.map(np.zeros_like, make_params('matrix'))
+  params['w_q'] = np.stack([np.eye(K)] * H)
+  if not erases:
+    params['bias_eta'] = np.full(H, 50.0)
+  q, k = (s / np.linalg.norm(s, axis=-1, keepdims=True) for s in (x.q, x.k))
+  beta = 1 / (1 + np.exp(-x.gates.eta)) if erases else np.ones(x.k.shape[:-1])
+  o, state, _ = run(
+      params, x, chunk=chunk, projection_chunk=chunk, adaptive=(),
+      retention=False, momentum=False, target='value', values='length',
+      read='after', read_residual='none', layers='all' if erases else 'none',
+  )
+  for b, h in np.ndindex(B, H):
+    w = np.zeros((K, K))
+    for t in range(T):
+      kt, vt = k[b, t, h], x.v[b, t, h]
+      erased = np.outer(kt, kt @ w) if erases else 0
+      w = w + beta[b, t, h] * (np.outer(kt, vt) - erased)
+      np.testing.assert_allclose(o[b, t, h], q[b, t, h] @ w, atol=1e-6)
+    np.testing.assert_allclose(state.memories['memory'].w[b, h], w, atol=1e-6)
+  assert not state.frozen
+
+
+@pytest.mark.parametrize(
+    'changes,names',
+    [
+        ({}, {'memory', 'k', 'v', 'eta', 'alpha'}),
+        (dict(chunk=1, projection_chunk=1), set()),
+        (dict(target='value'), {'k', 'v', 'eta', 'alpha'}),
+        (dict(target='value', read='boundary', adaptive=()), {'memory'}),
+        (dict(target='value', objective='l2'),
+         {'memory', 'k', 'v', 'eta', 'alpha'}),
+        (dict(target='value', projection_chunk=1), set()),
+        (dict(projection_chunk=1), {'memory'}),
+    ],
+)
+def test_a_state_holds_the_copies_that_are_read(changes, names):
+  """If it fails, a stream carries bytes that nothing reads, or lacks some."""
+  params = make_params('matrix')
+  state = titans.initial_state(params, B, options(**changes))
+  assert set(state.frozen) == names
+  _, state, _ = run(params, make_streams(), **changes)
+  assert set(state.frozen) == names
+  mlp = titans.initial_state(make_params('mlp'), B, options(target='value'))
+  assert 'memory' in mlp.frozen  # its gradient is taken there
 
 
 def test_rows_and_heads_are_independent():
@@ -249,7 +306,7 @@ def test_signed_memories_stay_bounded(x64):
   state, writes = None, []
   before = np.linalg.norm(memories['memory'].w, ord=2, axis=(-2, -1))
   for t in range(60):
-    token = jax.tree.map(lambda s: s[:, t : t + 1], x)
+    token = cut(x, slice(None), slice(t, t + 1))
     _, state, found = step(params, token, state)
     after = np.linalg.norm(
         state.memories['memory'].w, ord=2, axis=(-2, -1)

@@ -13,8 +13,10 @@ from tests.nested.titans_cases import (
   T,
   assert_state,
   compiled,
+  cut,
   documents,
   expect,
+  inputs,
   make_params,
   make_streams,
   options,
@@ -29,14 +31,17 @@ from tests.nested.titans_cases import (
     [
         ('default', 'mlp'),
         ('slow_boundary', 'matrix'),
+        ('low_rank_length', 'matrix'),
         pytest.param('fast_projections', 'mlp', marks=pytest.mark.slow),
+        pytest.param('chunk_1', 'mlp', marks=pytest.mark.slow),
+        pytest.param('low_rank', 'mlp', marks=pytest.mark.slow),
     ],
 )
 def test_packing_is_the_oracles(x64, variant, kind, name):
   """If this fails, a document sees its neighbour, or padding is written."""
-  params, x = make_params(kind), make_streams()
   starts, present = packing(name)
   changes = VARIANTS[variant]
+  params, x = inputs(kind, changes)
   o, state, _ = run_packed(params, x, starts, present, **changes)
   expected, *expected_state = expect(
       params, x, starts=starts, present=present, **changes
@@ -44,9 +49,9 @@ def test_packing_is_the_oracles(x64, variant, kind, name):
   np.testing.assert_allclose(o, expected, atol=1e-11)
   assert_state(state, expected_state)
   # What stands in the padding does not matter, bit for bit.
-  other = titans.Streams(
-      *(np.where(present[:, :, None, None], s, 7.0) for s in x)
-  )
+  other = jax.tree.map(lambda s: s.copy(), x)
+  for s in jax.tree.leaves(other):
+    s[~present] = 7.0
   again, new, _ = run_packed(params, other, starts, present, **changes)
   np.testing.assert_array_equal(o, again)
   jax.tree.map(np.testing.assert_array_equal, state, new)
@@ -71,7 +76,7 @@ def test_the_oracle_packs_what_it_gives_alone():
   for b in range(B):
     first = np.flatnonzero(starts[b])
     for start, stop in zip(first, (*first[1:], T)):
-      own = jax.tree.map(lambda s: s[b : b + 1, start:stop], x)
+      own = cut(x, slice(b, b + 1), slice(start, stop))
       alone, *_ = expect(params, own)
       np.testing.assert_array_equal(o[b : b + 1, start:stop], alone)
 
@@ -114,17 +119,21 @@ def test_what_a_grid_has_no_room_for_is_nan():
 
 @pytest.mark.parametrize('tokens', [1, 11])
 @pytest.mark.parametrize(
-    'variant,kind', [('default', 'mlp'), ('slow_boundary', 'matrix')]
+    'variant,kind',
+    [
+        ('default', 'mlp'), ('slow_boundary', 'matrix'),
+        ('low_rank_length', 'matrix'), ('length_slow', 'matrix'),
+    ],
 )
 def test_a_state_handed_over_continues_the_text(x64, variant, kind, tokens):
   """If this fails, a text in two calls, or token by token, is not the text."""
-  params, x = make_params(kind), make_streams(22)
   changes = VARIANTS[variant]
+  params, x = inputs(kind, changes, 22)
   expected, *expected_state = expect(params, x, **changes)
   state = titans.initial_state(params, B, options(**changes))
   outputs = []
   for start in range(0, 22, tokens):
-    part = jax.tree.map(lambda s: s[:, start : start + tokens], x)
+    part = cut(x, slice(None), slice(start, start + tokens))
     o, state, _ = compiled(**changes)(params, part, state)
     outputs.append(o)
   np.testing.assert_allclose(np.concatenate(outputs, 1), expected, atol=1e-11)
@@ -140,7 +149,7 @@ def test_a_cut_inside_packed_documents_continues_them(x64):
   state = titans.initial_state(params, B, options(**changes))
   outputs = []
   for at in (np.s_[:, :11], np.s_[:, 11:]):
-    part = jax.tree.map(lambda s: s[at], x)
+    part = cut(x, *at)
     o, state, _ = compiled(**changes)(params, part, state, starts=starts[at])
     outputs.append(o)
   np.testing.assert_allclose(np.concatenate(outputs, 1), expected, atol=1e-11)

@@ -15,6 +15,7 @@ import pytest
 
 from hope_jax.nested import titans
 from hope_jax.nested.memory import Matrix, Mlp
+from hope_jax.nested.titans_tile import Gates
 from tests.nested.titans_cases import plain
 from tests.oracles import titans as oracle
 
@@ -33,18 +34,21 @@ STARTS[0, [0, 5, 22]] = STARTS[1, 17] = True
 BOUNDS = {'float32': (5e-6, 2e-5), 'bf16': (1.5e-2, 3e-2)}
 
 
-def _arguments(kind):
+def _arguments(kind, *, rank=0, gates=False):
   """Exact in float32, as float64 NumPy."""
   rng = np.random.default_rng(0)
   make = lambda *s: rng.normal(size=s)
 
   def memory(width):
-    if kind == 'matrix':
+    if kind == 'matrix' or (rank and width == rank):
       return Matrix(0.1 * make(H, K, width))
     return Mlp(w_in=make(H, K, F), w_out=0.1 * make(H, F, width))
 
-  widths = dict(memory=K, k=K, v=K, q=K, eta=1, alpha=1)
+  wide = rank or K
+  widths = dict(memory=K, k=wide, v=wide, q=wide, eta=1, alpha=1)
   params = {
+      'bases': {n: make(H, rank, K) / K**0.5 for n in 'kvq' if rank},
+      'read_share': make(H),
       'memories': {n: memory(w) for n, w in widths.items()},
       'w_q': make(H, K, K) / K**0.5,
       'bias_eta': make(H),
@@ -52,16 +56,20 @@ def _arguments(kind):
       'w_mu': make(H, K),
       'bias_mu': make(H),
   }
-  arguments = params, titans.Streams(*make(3, B, T, H, K))
+  x = titans.Streams(*make(3, B, T, H, K))
+  if gates:
+    x = x._replace(gates=Gates(*make(3, B, T, H)))
+  arguments = params, x
   return jax.tree.map(
       lambda x: x.astype(np.float32).astype(np.float64), arguments
   )
 
 
 def _layer(implementation, starts, interpret, changes):
-  options = titans.Options(
-      **{**DEFAULT, **changes}, implementation=implementation
-  )
+  options = {**DEFAULT, **changes}
+  for name in ('rank', 'gates'):  # of the arguments
+    options.pop(name, None)
+  options = titans.Options(**options, implementation=implementation)
   return functools.partial(
       titans.layer, options=options, starts=starts, interpret=interpret
   )
@@ -80,7 +88,10 @@ def _run(kind, implementation, starts, interpret, changes):
     return out, pull(jax.tree.map(jnp.cos, out)), diagnostics
 
   dtype = jnp.float64 if implementation == 'xla' else jnp.float32
-  arguments = jax.tree.map(lambda x: jnp.asarray(x, dtype), _arguments(kind))
+  inputs = {n: changes[n] for n in ('rank', 'gates') if n in changes}
+  arguments = jax.tree.map(
+      lambda x: jnp.asarray(x, dtype), _arguments(kind, **inputs)
+  )
   return jax.tree.map(np.asarray, run(*arguments))
 
 
@@ -111,6 +122,13 @@ SLOW_REST = dict(
 )
 
 
+# What the carry keeps of the frozen copies is a part of the memories here.
+LOW_RANK = dict(
+    rank=2, target='value', values='length', gates=True, momentum=False,
+    read='after', read_residual='learned',
+)
+
+
 def _forms():
   """MLP memories compile for long: what their form hardly changes is slow."""
   for kind in ('matrix', 'mlp'):
@@ -118,6 +136,7 @@ def _forms():
         ('default', {}), ('slow_main', dict(chunk=32)),
         ('slow_rest', SLOW_REST), ('bf16', dict(precision='bf16')),
         ('signed', dict(eigenvalues='signed', momentum=False)),
+        ('low_rank', LOW_RANK),
         ('plain', dict(plain_heads=1, read='after')),
     ):
       slow = kind == 'mlp' and name != 'default'

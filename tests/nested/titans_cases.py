@@ -7,6 +7,7 @@ import numpy as np
 
 from hope_jax.nested import titans
 from hope_jax.nested.memory import Matrix, Mlp
+from hope_jax.nested.titans_tile import Gates
 from tests.oracles import titans as oracle
 
 B, T, H, K, F = 2, 23, 2, 4, 6
@@ -120,9 +121,14 @@ def make_streams(length=T, seed=1, batch=B, *, gates=False):
   rng = np.random.default_rng(seed)
   streams = titans.Streams(*rng.normal(size=(3, batch, length, H, K)))
   if gates:
-    logits = titans.Gates(*rng.normal(size=(3, batch, length, H)))
+    logits = Gates(*rng.normal(size=(3, batch, length, H)))
     streams = streams._replace(gates=logits)
   return streams
+
+
+def cut(x, *index):
+  """The same index into every stream."""
+  return jax.tree.map(lambda s: s[index], x)
 
 
 def inputs(kind, changes, length=T):
