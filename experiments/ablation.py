@@ -11,17 +11,44 @@ CMS 13.04, inner k 13.77, inner v 13.90, inner q 12.19.
 
 import ml_collections
 
-# The paper's text has a static query, its table takes an adaptive one away: the
-# first row is the text's Hope, the last adds the query.
+# What Table 6 takes away. The paper's text has a static query, its table takes
+# an adaptive one away: the first row is the text's Hope, the last adds the
+# query.
+PARTS = {
+    'without DGD': {'titans': {'dgd': False}},
+    'without retention': {'titans': {'retention': False}},
+    'without CMS': {'continuum': {'periods': (1,)}},
+    'without inner k': {'titans': {'adaptive_k': False}},
+    'without inner v': {'titans': {'adaptive_v': False}},
+    'with inner q': {'titans': {'adaptive_q': True}},
+}
+# The layer as the paper prints it, with targets that are bounded and momentum.
+LITERAL = {
+    'read_residual': 'full',
+    'target': 'bounded',
+    'values': 'unit',
+    'read': 'causal',
+    'gate_input': 'key',
+    'projection_rank': 0,
+    'momentum': True,
+}
+
+
+def _literal(model):
+  return model | {'titans': LITERAL | model.get('titans', {})}
+
+
 ROWS = (
     {'name': 'Hope'},
-    {'name': 'without DGD', 'model': {'titans': {'dgd': False}}},
-    {'name': 'without momentum', 'model': {'titans': {'momentum': False}}},
-    {'name': 'without retention', 'model': {'titans': {'retention': False}}},
-    {'name': 'without CMS', 'model': {'continuum': {'periods': (1,)}}},
-    {'name': 'without inner k', 'model': {'titans': {'adaptive_k': False}}},
-    {'name': 'without inner v', 'model': {'titans': {'adaptive_v': False}}},
-    {'name': 'with inner q', 'model': {'titans': {'adaptive_q': True}}},
+    *({'name': name, 'model': model} for name, model in PARTS.items()),
+    {'name': 'with momentum', 'model': {'titans': {'momentum': True}}},
+    {'name': 'literal', 'model': _literal({})},
+    *(
+        {'name': f'literal, {name}', 'model': _literal(model)}
+        for name, model in PARTS.items()
+    ),
+    {'name': 'literal, without momentum',
+     'model': _literal({'titans': {'momentum': False}})},
 )
 
 

@@ -36,6 +36,12 @@ def _hope(**titans):
           'adaptive_gates': False,
           'chunk': 1,
           'projection_chunk': 1,
+          'read_residual': 'full',
+          'target': 'bounded',
+          'values': 'unit',
+          'read': 'causal',
+          'gate_input': 'key',
+          'projection_rank': 0,
       }
       | titans,
   }

@@ -11,11 +11,24 @@ Accuracy by length and depth, as heat maps: experiments/needles/README.md.
 
 import ml_collections
 
+# The layer as the paper prints it, with targets that are bounded and momentum:
+# what ran before the defaults were what recalls (experiments/mqar/WHY.md).
+LITERAL = {
+    'read_residual': 'full',
+    'target': 'bounded',
+    'values': 'unit',
+    'read': 'causal',
+    'gate_input': 'key',
+    'projection_rank': 0,
+    'momentum': True,
+}
 ROWS = (
     {'name': 'Transformer', 'model': {'architecture': 'transformer'}},
     {'name': 'Hope-Attention', 'model': {'architecture': 'hope_attention'}},
     {'name': 'Titans', 'model': {'architecture': 'titans'}},
     {'name': 'Hope', 'model': {'architecture': 'hope'}},
+    {'name': 'Hope (literal)',
+     'model': {'architecture': 'hope', 'titans': LITERAL}},
 )
 # The same with 16 times as many rows a step, for an accelerator.
 LARGE_BATCH = tuple(

@@ -161,8 +161,8 @@ class TitansConfig:
     )
     require(
         self.values == 'unit' or self.target == 'value',
-        "TitansConfig.values='length' needs target='value'; got"
-        f' {self.target!r}',
+        "TitansConfig.values='length' needs target='value' ('unit' goes with"
+        f' every target); got target={self.target!r}',
     )
     require(
         self.projection_rank >= 0,

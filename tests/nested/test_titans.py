@@ -160,7 +160,9 @@ def value_and_gradient(adaptive):
   weight = np.random.default_rng(3).normal(size=(B, 13, H, K))
 
   def loss(params, x):
-    o, _, _ = titans.layer(params, x, options=options(adaptive=adaptive))
+    o, _, _ = titans.layer(
+        params, x, options=options(adaptive=adaptive, read_residual='learned')
+    )
     return jnp.sum(weight * o)
 
   return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
