@@ -29,9 +29,11 @@ class TitansConfig:
   # literal choice, which erases twice (fixed point v^/2, eigenvalues near -1 in
   # long chunks). 'delta' by default, because it is contractive for every input.
   objective: Literal['delta', 'l2'] = 'delta'
-  # The target v^ = M(v). 'bounded': v^ / sqrt(1 + |v^|^2), inside the unit
-  # ball, so that no input can make a memory grow without bound; 'raw': as
-  # printed; 'value': v itself for the main memory, as in Titans.
+  # The main memory's target v^. 'value': v itself, as in Titans, made of static
+  # projections and the memory of values, and so no frozen copy is needed;
+  # 'raw': M(v), as printed; 'bounded': M(v) / sqrt(1 + |M(v)|^2), inside the
+  # unit ball, so that no input can make a memory grow without bound, which is
+  # the target of all other memories unless they are 'raw', too.
   target: Literal['bounded', 'raw', 'value'] = 'value'
   # Values of the main memory: 'unit', made of unit vectors as all that enters a
   # memory; 'length', as long as they come, v = x_v + |x_v| (M_v(z) - z) with
@@ -40,8 +42,8 @@ class TitansConfig:
   # The query's share of what it reads, o = share q + M q: 'full', 1 (Eq. 89's
   # identity path, read literally); 'learned', one of each head, from 0; 'none'.
   read_residual: Literal['none', 'learned', 'full'] = 'none'
-  # Which state a query reads: 'causal', the state before its own token's write
-  # (Eq. 86); 'after', the state after it, as in Titans and DeltaNet;
+  # Which state a query reads: 'after', the state after its own token's write,
+  # as in Titans and DeltaNet; 'causal', the state before it (Eq. 86);
   # 'boundary', the frozen copy (Eq. 90), blind to its own chunk.
   read: Literal['causal', 'after', 'boundary'] = 'after'
   # Inner learning rate eta = alpha * eta_max * sigmoid(.). With unit keys and
@@ -63,7 +65,8 @@ class TitansConfig:
   # alpha at initialisation, a token. 0.999 halves a memory in 700 tokens.
   retention_init: float = 0.999
   # Momentum S_t = mu S_{t-1} + (1 - mu) G_t on the inner gradient. Only Table 6
-  # speaks of it; mu is data-dependent, momentum_init at initialisation.
+  # speaks of it; mu is data-dependent, momentum_init at initialisation. Off: it
+  # doubles the state and has not been worth it (experiments/ablation).
   momentum: bool = False
   momentum_init: float = 0.5
   # Table 6, one flag a row: plain gradient descent instead of DGD, no

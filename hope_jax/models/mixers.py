@@ -25,7 +25,6 @@ from hope_jax.models.layers import (
 )
 from hope_jax.models.packing import Packing
 from hope_jax.nested import titans
-from hope_jax.nested.titans_tile import Gates
 from hope_jax.sharding import constrain, current_spec
 from hope_jax.types import Array, PyTree
 
@@ -162,13 +161,12 @@ class SelfModifyingTitans(MemoryMixer):
     )
     tail = None if state is None else state['tail']
     streams, new_tail = self.streams(x, tail, packing)
-    if config.titans.gate_input == 'layer':
-      streams = streams._replace(gates=self.gates(x))
     o, titans_state, diagnostics = titans.layer(
         self.initial(options, config.dim // config.heads),
         streams,
         None if state is None else state['titans'],
         options=options,
+        gates=self.gates(x) if config.titans.gate_input == 'layer' else None,
         starts=packing.starts,
         present=packing.present,
         partition=current_spec(
@@ -189,7 +187,7 @@ class SelfModifyingTitans(MemoryMixer):
       )
     return self.output(x, o), {'titans': titans_state, 'tail': new_tail}
 
-  def gates(self, x: Array) -> Gates:
+  def gates(self, x: Array) -> titans.Gates:
     """x [B, T, D] -> what it adds to the logits of each gate, [B, T, H]."""
     config = self.config
     init = nn.initializers.normal(config.dim**-0.5)
@@ -205,7 +203,7 @@ class SelfModifyingTitans(MemoryMixer):
           x.astype(jnp.float32) @ w, 'batch', 'time', 'heads'
       )
 
-    return Gates(
+    return titans.Gates(
         gate('eta', True),
         gate('alpha', config.titans.retention),
         gate('mu', config.titans.momentum),

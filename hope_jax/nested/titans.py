@@ -1,30 +1,44 @@
 """Self-modifying Titans: memories that make their own keys, values and rates.
 
-For token t, with every memory M a residual memory of `memory.py` that starts
-from a learned initial state (NL Eq. 83-91; M_c is the copy at the last chunk
-start):
+For token t, with z = x / |x| of a stream, every memory M a residual memory of
+`memory.py` that starts from a learned initial state, M_c its copy at the last
+chunk start, and g_t what the layer's input adds to a gate:
 
-    k_t = unit(M_k,c(x_t))    v_t = M_v,c(x_t)    q_t = unit(x_t W_q)
-    alpha_t = sigmoid(M_alpha,c(x_t) + b_alpha)
-    eta_t = alpha_t eta_max sigmoid(M_eta,c(x_t) + b_eta)
-    v^_t = bound(M_c(v_t))                        each memory's own target
+    k_t = unit(M_k,c(z_k))    q_t = unit(z_q W_q)
+    v_t = x_v + |x_v| (M_v,c(z_v) - z_v)
+    alpha_t = sigmoid(M_alpha,c(z_k) + g_alpha,t + b_alpha)
+    eta_t = alpha_t eta_max sigmoid(M_eta,c(z_k) + g_eta,t + b_eta)
+    v^_t = v_t of the main memory, bound(M_c(v_t / |v_t|)) of each other
     M_t = M_{t-1} (alpha_t I - eta_t k_t k_t^T) - eta_t grad L(M_c; k_t, v^_t)
-    o_t = M_memory,t-1(q_t)            or M_memory,c(q_t), or M_memory,t(q_t)
+    o_t = M_memory,t q_t
 
 for M in {memory, k, v, eta, alpha} (and q where it is adaptive).
 
-**Stability is a property of this form, not of clipping.** Every memory reads
-and is written at unit vectors, 0 <= eta |k|^2 <= alpha < 1 makes the map
-M_{t-1} -> M_t a contraction, and targets lie in the unit ball: bound(x) = x /
-sqrt(1 + |x|^2). A contraction with bounded input stays bounded, whatever the
-text. The paper's raw target feeds M back into itself, M k -> M v, and can grow
-without limit.
+**It holds its special cases.** What keys, values and gates are made of is a
+static projection and what a memory adds to it. With memories that add nothing
+this is Gated DeltaNet, without retention DeltaNet, without erasure linear
+attention, whatever the chunk: a copy that is stale can only make the addition
+stale. The additions of keys and values have rank r = `projection_rank`, M(z) =
+z + (z W) P, so that W has r of the main memory's K columns.
 
-Not specified by the paper, and chosen so: x_t enters every memory as a unit
-vector; the gates' memories are scalar and without identity path; the rate of
-all memories but the main one is smaller by `projection_eta`; momentum is an
-average, S_t = mu_t S_{t-1} + (1 - mu_t) G_t, so that it delays a write and does
-not amplify it, with mu_t = sigmoid(x_t w_mu + b_mu).
+**The paper's printed form** (NL Eq. 83-91) is one field after the other:
+`read_residual='full'`, o_t = q_t + M q_t, where a query comes out together with
+its answer; `target='raw'`, v^_t = M_c(v_t) for the main memory too, or
+'bounded'; `values='unit'`, v_t = M_v,c(z_v); `read='causal'`, o_t of M_{t-1};
+`gate_input='key'`, g = 0; `projection_rank=0`, W of K columns without P. It
+recalls less at equal bytes of state: experiments/mqar/WHY.md has the figures.
+
+**Stability is a property of this form, not of clipping.** Every memory is
+written at unit keys, and 0 <= eta |k|^2 <= alpha < 1 makes the map M_{t-1} ->
+M_t a contraction; targets lie in the unit ball, bound(x) = x / sqrt(1 + |x|^2),
+or are made of the input and not of the main memory. A contraction with bounded
+input stays bounded, whatever the text. The printed target feeds M back into
+itself, M k -> M v, and can grow without limit.
+
+Not specified by the paper, and chosen so: the gates' memories are scalar and
+without identity path; the rate of all memories but the main one is smaller by
+`projection_eta`; momentum is an average, S_t = mu_t S_{t-1} + (1 - mu_t) G_t, a
+delay of each write and no amplifier, with mu_t a gate as eta.
 
 **Signed eigenvalues** (`eigenvalues='signed'`). Along k_t the map has the
 eigenvalue lambda = alpha - eta |k|^2. Above, 0 <= lambda <= alpha: a memory can
@@ -65,6 +79,7 @@ from hope_jax.nested.memory import Memory, Mlp
 from hope_jax.nested.titans_tile import (
   MAIN,
   Copied,
+  Gates,
   Layout,
   Marks,
   Options,
@@ -164,7 +179,7 @@ def _scan_xla(step, params, carry, x, grid, marks):
   """`step` over the tiles of a grid, by `levels.scan_tiles`."""
 
   def body(carry, xs):
-    """carry: memories, frozen and momentum; xs: Streams and Marks of a tile."""
+    """carry: memories, frozen and momentum; xs: what `tile_step` is given."""
     carry, (o, stats) = step(params, carry, *xs)
     return carry, (jnp.moveaxis(o, 1, 2), stats)
 
@@ -179,7 +194,7 @@ def _scan_xla(step, params, carry, x, grid, marks):
 
 def _scan_whole(step, params, carry, x, grid, marks, *, run):
   """`step` over the tiles of a grid, by an `implementations.RunScan`."""
-  heads = x.q.shape[2]
+  heads = x[0].q.shape[2]
 
   def in_tiles(x):  # [B, T, ...] -> [B, N * C, ...]
     x = jnp.moveaxis(levels.to_tiles(x, grid), 0, 1)
@@ -220,6 +235,7 @@ def layer(
     state: TitansState | None = None,
     *,
     options: Options,
+    gates: Gates | None = None,
     starts: Array | None = None,
     present: Array | None = None,
     partition: PartitionSpec | None = None,
@@ -230,10 +246,14 @@ def layer(
   Args:
     params: 'memories': name -> initial state, leaves [H, ., .], for 'memory',
       'k', 'v', 'eta', 'alpha' and, if adaptive, 'q'; 'w_q' [H, K, K] otherwise;
-      'bias_eta', 'bias_alpha' [H]; with momentum 'w_mu' [H, K], 'bias_mu' [H].
+      'bias_eta', 'bias_alpha' [H]; with momentum 'bias_mu' [H] and, without
+      `gates`, 'w_mu' [H, K]; 'bases': name -> P [H, r, K] of the memories of
+      low rank, if any; 'read_share' [H] if `read_residual` is 'learned'.
     x: the streams, [B, T, H, K].
     state: what earlier calls have left; None starts from the initial states.
     options: see `Options`.
+    gates: what is added to the gates' logits; None: nothing, and mu is of the
+      key stream.
     starts: [B, T] bool, where a document starts and the memories restart.
     present: [B, T] bool, false at padding, which writes and forgets nothing.
     partition: how the mesh that is set splits batch and heads; a kernel needs
@@ -287,7 +307,7 @@ def layer(
     frozen = None  # what comes next opens a chunk as well
   (bank, frozen, momentum), (o, stats) = scan(
       functools.partial(tile_step, layout=layout), constants,
-      (bank, frozen, momentum), x, grid, _marks(grid, options),
+      (bank, frozen, momentum), (x, gates), grid, _marks(grid, options),
   )
   memories = dgd.unpack(bank, members)
   copies = memories

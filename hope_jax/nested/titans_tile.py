@@ -25,21 +25,20 @@ GATES = ('eta', 'alpha')
 MAIN = 'memory'
 
 
-class Gates(NamedTuple):
-  """What the layer's input adds to the gates ahead of their sigmoids."""
-
-  eta: Array  # [B, T, H] each
-  alpha: Array | None = None  # None: no retention
-  mu: Array | None = None  # None: no momentum
-
-
 class Streams(NamedTuple):
   """What the layer reads, one vector a head: [B, T, H, K] each."""
 
   q: Array
   k: Array
   v: Array
-  gates: Gates | None = None  # None: the gates see the key stream alone
+
+
+class Gates(NamedTuple):
+  """What the layer's input adds to the gates ahead of their sigmoids."""
+
+  eta: Array  # [B, T, H] each
+  alpha: Array | None = None  # None: no retention
+  mu: Array | None = None  # None: no momentum
 
 
 class Options(NamedTuple):
@@ -129,8 +128,10 @@ class Projected(NamedTuple):
   log_mu: Array | None
 
 
-def project(params, frozen, members, x, options) -> Projected:
+def project(params, frozen, members, x, gates, options) -> Projected:
   """Keys, values, queries and gates of a tile, from the frozen memories.
+
+  Equations in `titans.py`.
 
   Args:
     params: as `tile_params` makes them.
@@ -138,6 +139,7 @@ def project(params, frozen, members, x, options) -> Projected:
       learned initial states.
     members: the memories in the bank.
     x: Streams, [B, H, C, K] each.
+    gates: Gates, [B, H, C] each, or None.
     options: as in `layer`.
   """
   copies = dgd.unpack(frozen, members)
@@ -177,7 +179,7 @@ def project(params, frozen, members, x, options) -> Projected:
 
   def gate(name):
     y = row(written(name, z_k, 0) + params['bias_' + name])
-    return y if x.gates is None else y + getattr(x.gates, name)
+    return y if gates is None else y + getattr(gates, name)
 
   eta_gate = gate('eta')
   log_alpha = jnp.zeros_like(eta_gate)
@@ -189,7 +191,7 @@ def project(params, frozen, members, x, options) -> Projected:
   eta = most * options.eta_max * share(eta_gate)
   log_mu = None
   if options.momentum:
-    log_mu = jax.nn.log_sigmoid(_momentum_gate(params, z_k, x.gates))
+    log_mu = jax.nn.log_sigmoid(_momentum_gate(params, z_k, gates))
   return Projected(q, k, v, eta, log_alpha, log_mu)
 
 
@@ -244,7 +246,7 @@ def tile_step(params, carry, xs, marks, kept=(), *, layout: Layout):
     params: as `tile_params` makes them; [1, H, ., .], or [R, ., .] in a kernel.
     carry: banks (memories, frozen or None, momentum or None), [B, H, ., .] or
       [R, ., .].
-    xs: `Streams`, [B, H, C, K] or [R, C, K].
+    xs: `Streams`, [B, H, C, K] or [R, C, K], and `Gates` or None, like marks.
     marks: `Marks`, [B, 1 or H, C] or [R, C].
     kept: nothing; see `tile_scan`.
     layout: what is static.
@@ -272,7 +274,7 @@ def tile_step(params, carry, xs, marks, kept=(), *, layout: Layout):
   xs = jax.tree.map(
       lambda x: x.astype(jnp.promote_types(x, jnp.float32)), xs
   )
-  made = project(params, frozen, members, xs, options)
+  made = project(params, frozen, members, *xs, options)
   valid = marks.valid > 0
   # log mu = 0 neither adds to momentum nor forgets it.
   made = made._replace(

@@ -22,6 +22,7 @@ from tests.nested.titans_cases import (
   cut,
   expect,
   inputs,
+  make_gates,
   make_params,
   make_streams,
   options,
@@ -49,10 +50,9 @@ def forms():
 @pytest.mark.parametrize('variant,kind', forms())
 def test_layer_is_the_token_serial_layer(x64, variant, kind):
   """If this fails, the layer is not the equations in its docstring."""
-  changes = VARIANTS[variant]
-  params, x = inputs(kind, changes)
-  o, state, diagnostics = run(params, x, **changes)
-  expected, *expected_state = expect(params, x, **changes)
+  params, x, gates, changes = inputs(kind, variant)
+  o, state, diagnostics = run(params, x, gates=gates, **changes)
+  expected, *expected_state = expect(params, x, gates=gates, **changes)
   np.testing.assert_allclose(o, expected, atol=1e-11)
   assert_state(state, expected_state)
   limit = 2 if 'signed' in variant else 1
@@ -70,17 +70,18 @@ def test_the_layer_is_deltanet_and_linear_attention(x64, chunk, erases):
   query in the answer: M_t = M_{t-1} (I - beta_t k_t k_t^T) + beta_t v_t k_t^T,
   and without the erasure and beta = 1 linear attention.
   """
-  x = make_streams(gates=True)
+  x, gates = make_streams(), make_gates()
   params = jax.tree.map(np.zeros_like, make_params('matrix'))
   params['w_q'] = np.stack([np.eye(K)] * H)
   if not erases:
     params['bias_eta'] = np.full(H, 50.0)
   q, k = (s / np.linalg.norm(s, axis=-1, keepdims=True) for s in (x.q, x.k))
-  beta = 1 / (1 + np.exp(-x.gates.eta)) if erases else np.ones(x.k.shape[:-1])
+  beta = 1 / (1 + np.exp(-gates.eta)) if erases else np.ones(x.k.shape[:-1])
   o, state, _ = run(
-      params, x, chunk=chunk, projection_chunk=chunk, adaptive=(),
-      retention=False, momentum=False, target='value', values='length',
-      read='after', read_residual='none', layers='all' if erases else 'none',
+      params, x, gates=gates, chunk=chunk, projection_chunk=chunk,
+      adaptive=(), retention=False, momentum=False, target='value',
+      values='length', read='after', read_residual='none',
+      layers='all' if erases else 'none',
   )
   for b, h in np.ndindex(B, H):
     w = np.zeros((K, K))

@@ -40,19 +40,20 @@ from tests.nested.titans_cases import (
 def test_packing_is_the_oracles(x64, variant, kind, name):
   """If this fails, a document sees its neighbour, or padding is written."""
   starts, present = packing(name)
-  changes = VARIANTS[variant]
-  params, x = inputs(kind, changes)
-  o, state, _ = run_packed(params, x, starts, present, **changes)
+  params, x, gates, changes = inputs(kind, variant)
+  o, state, _ = run_packed(params, x, starts, present, gates, **changes)
   expected, *expected_state = expect(
-      params, x, starts=starts, present=present, **changes
+      params, x, starts=starts, present=present, gates=gates, **changes
   )
   np.testing.assert_allclose(o, expected, atol=1e-11)
   assert_state(state, expected_state)
   # What stands in the padding does not matter, bit for bit.
-  other = jax.tree.map(lambda s: s.copy(), x)
-  for s in jax.tree.leaves(other):
+  other, of_input = jax.tree.map(lambda s: s.copy(), (x, gates))
+  for s in jax.tree.leaves((other, of_input)):
     s[~present] = 7.0
-  again, new, _ = run_packed(params, other, starts, present, **changes)
+  again, new, _ = run_packed(
+      params, other, starts, present, of_input, **changes
+  )
   np.testing.assert_array_equal(o, again)
   jax.tree.map(np.testing.assert_array_equal, state, new)
 
@@ -127,14 +128,13 @@ def test_what_a_grid_has_no_room_for_is_nan():
 )
 def test_a_state_handed_over_continues_the_text(x64, variant, kind, tokens):
   """If this fails, a text in two calls, or token by token, is not the text."""
-  changes = VARIANTS[variant]
-  params, x = inputs(kind, changes, 22)
-  expected, *expected_state = expect(params, x, **changes)
+  params, x, gates, changes = inputs(kind, variant, 22)
+  expected, *expected_state = expect(params, x, gates=gates, **changes)
   state = titans.initial_state(params, B, options(**changes))
   outputs = []
   for start in range(0, 22, tokens):
-    part = cut(x, slice(None), slice(start, start + tokens))
-    o, state, _ = compiled(**changes)(params, part, state)
+    part, some = cut((x, gates), slice(None), slice(start, start + tokens))
+    o, state, _ = compiled(**changes)(params, part, state, gates=some)
     outputs.append(o)
   np.testing.assert_allclose(np.concatenate(outputs, 1), expected, atol=1e-11)
   assert_state(state, expected_state)

@@ -15,7 +15,6 @@ import pytest
 
 from hope_jax.nested import titans
 from hope_jax.nested.memory import Matrix, Mlp
-from hope_jax.nested.titans_tile import Gates
 from tests.nested.titans_cases import plain
 from tests.oracles import titans as oracle
 
@@ -56,10 +55,8 @@ def _arguments(kind, *, rank=0, gates=False):
       'w_mu': make(H, K),
       'bias_mu': make(H),
   }
-  x = titans.Streams(*make(3, B, T, H, K))
-  if gates:
-    x = x._replace(gates=Gates(*make(3, B, T, H)))
-  arguments = params, x
+  arguments = params, titans.Streams(*make(3, B, T, H, K))
+  arguments += (titans.Gates(*make(3, B, T, H)) if gates else None,)
   return jax.tree.map(
       lambda x: x.astype(np.float32).astype(np.float64), arguments
   )
@@ -79,12 +76,12 @@ def _run(kind, implementation, starts, interpret, changes):
   layer = _layer(implementation, starts, interpret, changes)
 
   @jax.jit
-  def run(params, x):
-    def f(params, x):
-      o, state, diagnostics = layer(params, x)
+  def run(params, x, gates):
+    def f(params, x, gates):
+      o, state, diagnostics = layer(params, x, gates=gates)
       return (o, state.memories, state.momentum), diagnostics
 
-    out, pull, diagnostics = jax.vjp(f, params, x, has_aux=True)
+    out, pull, diagnostics = jax.vjp(f, params, x, gates, has_aux=True)
     return out, pull(jax.tree.map(jnp.cos, out)), diagnostics
 
   dtype = jnp.float64 if implementation == 'xla' else jnp.float32
@@ -158,7 +155,7 @@ def test_the_kernel_is_the_oracles_layer(kind, precision):
   """If this fails, the kernel computes something else than the equations."""
   starts = jnp.asarray(STARTS)
   layer = _layer('pallas_tpu', starts, True, dict(precision=precision))
-  params, x = _arguments(kind)
+  params, x, _ = _arguments(kind)
   o, state, _ = jax.jit(layer)(
       *jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (params, x))
   )

@@ -7,7 +7,6 @@ import numpy as np
 
 from hope_jax.nested import titans
 from hope_jax.nested.memory import Matrix, Mlp
-from hope_jax.nested.titans_tile import Gates
 from tests.oracles import titans as oracle
 
 B, T, H, K, F = 2, 23, 2, 4, 6
@@ -18,7 +17,8 @@ DEFAULT = dict(
     retention=True,
     layers='all', momentum=True, adaptive=('k', 'v', 'eta', 'alpha'),
 )
-# Each differs from the default in what its name says.
+# Each differs from the default in what its name says. 'rank' is that of the
+# projections' memories, 'gates' whether the layer's input adds to the gates.
 VARIANTS = {
     'default': {},
     'no_momentum': dict(momentum=False),
@@ -78,11 +78,9 @@ VARIANTS = {
 
 
 def options(**changes):
-  """`titans.Options`; 'rank' and 'gates' of a variant are of its inputs."""
-  changes = {**DEFAULT, 'aligned': False, 'precision': 'float32', **changes}
-  for name in ('rank', 'gates'):
-    changes.pop(name, None)
-  return titans.Options(**changes)
+  return titans.Options(
+      **{**DEFAULT, 'aligned': False, 'precision': 'float32', **changes}
+  )
 
 
 @functools.cache
@@ -117,13 +115,15 @@ def make_params(kind, seed=0, *, rank=0):
 
 
 @functools.cache
-def make_streams(length=T, seed=1, batch=B, *, gates=False):
+def make_streams(length=T, seed=1, batch=B):
   rng = np.random.default_rng(seed)
-  streams = titans.Streams(*rng.normal(size=(3, batch, length, H, K)))
-  if gates:
-    logits = Gates(*rng.normal(size=(3, batch, length, H)))
-    streams = streams._replace(gates=logits)
-  return streams
+  return titans.Streams(*rng.normal(size=(3, batch, length, H, K)))
+
+
+@functools.cache
+def make_gates(length=T, seed=5):
+  rng = np.random.default_rng(seed)
+  return titans.Gates(*rng.normal(size=(3, B, length, H)))
 
 
 def cut(x, *index):
@@ -131,11 +131,14 @@ def cut(x, *index):
   return jax.tree.map(lambda s: s[index], x)
 
 
-def inputs(kind, changes, length=T):
-  """Parameters and streams of a variant."""
+def inputs(kind, variant, length=T):
+  """Parameters, streams, gates or None, and options of a variant."""
+  changes = dict(VARIANTS[variant])
   return (
-      make_params(kind, rank=changes.get('rank', 0)),
-      make_streams(length, gates=changes.get('gates', False)),
+      make_params(kind, rank=changes.pop('rank', 0)),
+      make_streams(length),
+      make_gates(length) if changes.pop('gates', False) else None,
+      changes,
   )
 
 
@@ -144,25 +147,28 @@ def compiled(**changes):
   return jax.jit(functools.partial(titans.layer, options=options(**changes)))
 
 
-def run(params, x, state=None, **changes):
+def run(params, x, state=None, gates=None, **changes):
   """The layer without compilation, most of the time of a test this small."""
   with jax.disable_jit():
-    return titans.layer(params, x, state, options=options(**changes))
+    return titans.layer(
+        params, x, state, options=options(**changes), gates=gates
+    )
 
 
-def run_packed(params, x, starts, present=None, **changes):
+def run_packed(params, x, starts, present=None, gates=None, **changes):
   """The compiled layer; one compilation for all ways to pack."""
   present = np.ones(starts.shape, bool) if present is None else present
-  return compiled(**changes)(params, x, None, starts=starts, present=present)
+  return compiled(**changes)(
+      params, x, None, starts=starts, present=present, gates=gates
+  )
 
 
-def expect(params, x, *, starts=None, present=None, **changes):
+def expect(params, x, *, starts=None, present=None, gates=None, **changes):
   arguments = {**DEFAULT, **changes}
   arguments['read_at'] = arguments.pop('read')
-  for name in ('aligned', 'rank', 'gates'):
-    arguments.pop(name, None)
+  arguments.pop('aligned', None)
   return oracle.layer(
-      plain(params), x, starts=starts, present=present, **arguments
+      plain(params), x, starts=starts, present=present, gates=gates, **arguments
   )
 
 

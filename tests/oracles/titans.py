@@ -85,14 +85,13 @@ def write(memory, frozen, momentum, k, target, eta, alpha, mu, *, objective,
 def layer(params, x, *, chunk, projection_chunk, objective, target, read_at,
           eta_max, eigenvalues, projection_eta, retention, layers, momentum,
           adaptive, starts=None, present=None, plain_heads=0,
-          read_residual='full', values='unit'):
+          read_residual='full', values='unit', gates=None):
   """Runs the layer over every row and head.
 
   Args:
     params: as in the package: 'memories', 'bases', 'w_q', 'bias_*', 'w_mu',
       'read_share'.
-    x: (q, k, v, gates), [B, T, H, K] each, gates None or 'eta', 'alpha' and
-      'mu', [B, T, H] each.
+    x: (q, k, v), [B, T, H, K] each.
     chunk: tokens between two copies of the main memory into its frozen form.
     projection_chunk: the same for the others.
     objective: 'delta' or 'l2'.
@@ -111,12 +110,13 @@ def layer(params, x, *, chunk, projection_chunk, objective, target, read_at,
     read_residual: what of the query is added to an answer: 'full', 'none' or
       'learned', params['read_share'].
     values: 'unit', or 'length': as long as they come.
+    gates: what is added to the logits 'eta', 'alpha' and 'mu', [B, T, H] each.
 
   Returns:
     Outputs [B, T, H, K]; memories, frozen copies and momentum after the last
     token, name -> layer -> [B, H, ., .]; tokens into the longer chunk, [B].
   """
-  xq, xk, xv, logits = x
+  xq, xk, xv = x
   share = {'full': np.ones(xk.shape[2]), 'none': np.zeros(xk.shape[2])}
   share['learned'] = params.get('read_share')
   share = share[read_residual]
@@ -164,7 +164,7 @@ def layer(params, x, *, chunk, projection_chunk, objective, target, read_at,
         alpha = 1.0
         raw = {
             n: read(frozen[n], zk)[0] + params['bias_' + n][h]
-            + (0 if logits is None else getattr(logits, n)[b, t, h])
+            + (0 if gates is None else getattr(gates, n)[b, t, h])
             for n in ('eta', 'alpha')
         }
         if retention:
@@ -176,8 +176,8 @@ def layer(params, x, *, chunk, projection_chunk, objective, target, read_at,
         mu = None
         if momentum:
           of_input = zk @ params['w_mu'][h]
-          if logits is not None:
-            of_input = logits.mu[b, t, h]
+          if gates is not None:
+            of_input = gates.mu[b, t, h]
           mu = sigmoid(of_input + params['bias_mu'][h])
         if read_at != 'after':
           source = memories if read_at == 'causal' else frozen
