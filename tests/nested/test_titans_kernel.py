@@ -46,8 +46,6 @@ def _arguments(kind, *, rank=0, gates=False):
   wide = rank or K
   widths = dict(memory=K, k=wide, v=wide, q=wide, eta=1, alpha=1)
   params = {
-      'bases': {n: make(H, rank, K) / K**0.5 for n in 'kvq' if rank},
-      'read_share': make(H),
       'memories': {n: memory(w) for n, w in widths.items()},
       'w_q': make(H, K, K) / K**0.5,
       'bias_eta': make(H),
@@ -55,8 +53,11 @@ def _arguments(kind, *, rank=0, gates=False):
       'w_mu': make(H, K),
       'bias_mu': make(H),
   }
-  arguments = params, titans.Streams(*make(3, B, T, H, K))
-  arguments += (titans.Gates(*make(3, B, T, H)) if gates else None,)
+  x = titans.Streams(*make(3, B, T, H, K))
+  params['bases'] = {n: make(H, rank, K) / K**0.5 for n in 'kvq' if rank}
+  params['read_share'] = make(H)
+  of_input = titans.Gates(*make(3, B, T, H)) if gates else None
+  arguments = params, x, of_input
   return jax.tree.map(
       lambda x: x.astype(np.float32).astype(np.float64), arguments
   )
