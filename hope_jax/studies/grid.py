@@ -21,6 +21,7 @@ from hope_jax.optim import registry
 from hope_jax.studies import ablation, formal_languages, optimizers, recall
 from hope_jax.studies.results import Result, read_json, slug
 from hope_jax.studies.task import Cell
+from hope_jax.tasks import language_files
 
 TASKS = {
     'formal_languages': formal_languages.TASK,
@@ -110,12 +111,9 @@ def _data(study: StudyConfig) -> dict[str, Any]:
   """Returns what decides a cell's examples besides column and seed."""
   digest = hashlib.sha256()
   files = [study.language.partition(':')[0]] if study.language else []
-  if study.data_dir and os.path.isdir(study.data_dir):
-    files = [
-        os.path.join(study.data_dir, name)
-        for name in sorted(os.listdir(study.data_dir))
-        if name.endswith(('.src', '.tgt'))
-    ]
+  if study.data_dir:
+    found = language_files.find(study.data_dir).values()
+    files = sorted(path for pair in found for path in pair)
   for name in files:
     with contextlib.suppress(FileNotFoundError), open(name, 'rb') as file:
       digest.update(file.read())
