@@ -174,7 +174,7 @@ class Recites(nn.Module):
   @nn.compact
   def __call__(self, tokens, state=None, *, segment_ids=None, positions=None):
     del segment_ids
-    text = self.param('text', nn.initializers.zeros, (1,), jnp.int32)
+    text = self.get_variable('params', 'text')
     start = 0 if state is None else state
     at = start + jnp.arange(tokens.shape[1])
     logits = jax.nn.one_hot(text[at], 256)[None].repeat(len(tokens), axis=0)
