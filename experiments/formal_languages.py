@@ -3,9 +3,10 @@
   python -m hope_jax.main study --config=experiments/formal_languages.py
   python -m hope_jax.main study --config=experiments/formal_languages.py:tiny
 
-Published files, made by github.com/IDSIA/fwp-formal-lang, or your own language:
+Published files (github.com/IDSIA/fwp-formal-lang, or the generator that they
+come from; see hope_jax/tasks/language_files.py), or your own language:
 
-  ... --config.data_dir=data/parity       train_50.src, train_50.tgt, valid_50.*
+  ... --config.data_dir=data/parity       train_50.src, ... or train_src.txt
   ... --config.language=mine.py:function  see hope_jax/tasks/formal_languages.py
 
 The paper has 100 / 100 for Hope on all six, and 0 on Bin1 of Parity, (aa)* and

@@ -90,6 +90,9 @@ class StudyConfig:
   # Examples of each split, and lengths; what is absent is the task's own.
   counts: dict = dataclasses.field(default_factory=dict)
   lengths: dict = dataclasses.field(default_factory=dict)
+  # What else the task's examples are made by, such as fill of mqar and spread
+  # of mad; hope_jax/tasks/ has them.
+  options: dict = dataclasses.field(default_factory=dict)
   # Formal languages from elsewhere; they take the place of the columns.
   data_dir: str = ''
   language: str = ''

@@ -16,6 +16,7 @@ from hope_jax.studies import tables, training
 from hope_jax.studies.results import Entries, Result, by_cell
 from hope_jax.studies.task import Cell, Task
 from hope_jax.tasks import formal_languages as task
+from hope_jax.tasks import language_files
 from hope_jax.tasks.labelling import Encoded, encode
 
 BINS = ('bin0', 'bin1', 'bin2', 'bin3')
@@ -30,7 +31,7 @@ def splits(column: str, study: StudyConfig, seed: int) -> task.Splits:
   """
   try:
     if study.data_dir:
-      made = task.read(study.data_dir)
+      made = language_files.read(study.data_dir)
     elif study.language:
       made = task.plug_in(study.language, seed)
     else:

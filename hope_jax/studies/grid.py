@@ -21,6 +21,7 @@ from hope_jax.optim import registry
 from hope_jax.studies import ablation, formal_languages, optimizers, recall
 from hope_jax.studies.results import Result, read_json, slug
 from hope_jax.studies.task import Cell
+from hope_jax.tasks import language_files
 
 TASKS = {
     'formal_languages': formal_languages.TASK,
@@ -110,12 +111,9 @@ def _data(study: StudyConfig) -> dict[str, Any]:
   """Returns what decides a cell's examples besides column and seed."""
   digest = hashlib.sha256()
   files = [study.language.partition(':')[0]] if study.language else []
-  if study.data_dir and os.path.isdir(study.data_dir):
-    files = [
-        os.path.join(study.data_dir, name)
-        for name in sorted(os.listdir(study.data_dir))
-        if name.endswith(('.src', '.tgt'))
-    ]
+  if study.data_dir:
+    found = language_files.find(study.data_dir).values()
+    files = sorted(path for pair in found for path in pair)
   for name in files:
     with contextlib.suppress(FileNotFoundError), open(name, 'rb') as file:
       digest.update(file.read())
@@ -123,6 +121,8 @@ def _data(study: StudyConfig) -> dict[str, Any]:
   data = {name: getattr(study, name) for name in fields}
   if study.data_dir:
     data['data_dir'] = study.shown_columns[0]  # however it was spelled
+  if study.options:
+    data['options'] = study.options
   return data | ({'sha256': digest.hexdigest()} if files else {})
 
 
@@ -257,6 +257,7 @@ def _check(study: StudyConfig) -> None:
   for field, given, known in (
       ('counts', study.counts, task.counts),
       ('lengths', study.lengths, task.lengths),
+      ('options', study.options, task.options),
       ('rows', names, task.rows),
       ('columns', columns, task.columns),
       ('by_column', study.by_column, task.columns),
@@ -268,7 +269,9 @@ def _check(study: StudyConfig) -> None:
 
 
 def _one_of(field: str, name: str, known: Collection[str]) -> None:
-  number = '#' in known and name.isdigit() and int(name) > 0
+  parts = name.split('+')
+  number = '#' in known and all(p.isdigit() and int(p) > 0 for p in parts)
   if not (number or name in known or '*' in known):
-    wanted = ', '.join(known).replace('#', 'a number') or 'nothing'
+    wanted = ', '.join(known) or 'nothing'
+    wanted = wanted.replace('#', "a number, or several as '4+8'")
     raise ConfigError(f'StudyConfig.{field}: {name!r} is none of {wanted}')

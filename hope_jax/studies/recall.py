@@ -1,15 +1,17 @@
 """Trains and scores what a model recalls: MQAR, MAD and needles."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+import contextlib
 import functools
 import math
 import statistics
 from typing import Any
 
 import jax
+import numpy as np
 
 from hope_jax import sharding
-from hope_jax.config import Config, StudyConfig
+from hope_jax.config import Config, ConfigError, StudyConfig
 from hope_jax.config.architectures import ARCHITECTURES
 from hope_jax.data import tokenizer as tokenizer_lib
 from hope_jax.evals import labelled
@@ -21,14 +23,28 @@ from hope_jax.tasks import mad, mqar, needles
 from hope_jax.tasks.labelling import Arrays, at_positions
 
 SPLITS = ('train', 'test')
+# What a result calls the scores of `evals.labelled`.
+SCORES = {
+    'answers': 'positions',
+    'exact': 'exact',
+    'parts': 'parts',
+    'generated': 'generated',
+}
 # Added to a cell's seed for its test rows.
 TEST_SEED = 1_000_000
 
 
 def _run(
-    config: Config, arrays: Arrays, tests: dict[str, Arrays], vocab: int
+    config: Config,
+    arrays: Arrays,
+    tests: dict[str, Arrays],
+    vocab: int,
+    decode: Callable[[np.ndarray], bytes] | None = None,
 ) -> dict[str, Any] | None:
-  """Trains, then scores each test: name -> share of right answers."""
+  """Trains, then scores each test: name -> share of right answers.
+
+  decode: token ids -> text; answers are then also written by the model itself.
+  """
   trained = training.on_labels(config, at_positions(arrays), vocab)
   if trained is None:
     return None
@@ -40,9 +56,15 @@ def _run(
         )
         for name, test in tests.items()
     }
+    if decode:
+      for name, test in tests.items():
+        found[name]['generated'] = labelled.generated(
+            model, params, test, decode
+        )
   return facts | {
-      'answers': {name: scores['positions'] for name, scores in found.items()},
-      'exact': {name: scores['exact'] for name, scores in found.items()},
+      kind: {name: scores[of] for name, scores in found.items()}
+      for kind, of in SCORES.items()
+      if all(of in scores for scores in found.values())
   }
 
 
@@ -54,20 +76,25 @@ def run_mad(
   Args:
     config: the run.
     cell: its column is the task.
-    study: its `counts` has rows to train on and to test.
+    study: its `counts` has rows to train on and to test; `options` what else
+      the difficulty consists of, for the tasks that know it.
 
   Returns:
     'answers' and 'exact': 'test' -> share of answers, of rows, that are right;
     'steps', 'loss', 'tokens_per_second'. None: interrupted.
+
+  Raises:
+    ConfigError: there are no such rows.
   """
   base, seed = mad.TASKS[cell.column], config.data.seed
   counts = {'train': base.train, 'test': base.test} | study.counts
-  return _run(
-      config,
-      mad.generate(cell.column, seed, counts['train']),
-      {'test': mad.generate(cell.column, seed + TEST_SEED, counts['test'])},
-      base.vocab,
-  )
+  options = {k: v for k, v in study.options.items() if k in base.options}
+  with _refusing():
+    train, test = (
+        mad.generate(cell.column, first, counts[split], **options)
+        for split, first in (('train', seed), ('test', seed + TEST_SEED))
+    )
+  return _run(config, train, {'test': test}, base.vocab)
 
 
 def run_mqar(
@@ -75,17 +102,43 @@ def run_mqar(
 ) -> dict[str, Any] | None:
   """MQAR; the column is the number of pairs. Arguments as above.
 
-  `study.lengths` has 'length', tokens of a row (512), and 'vocab' (8,192).
+  A column such as '4+8+16' trains one model on equally many rows of each of
+  these numbers, and tests each by itself: 'answers' has '4', '8' and '16', on
+  the rows that these columns have.
+
+  `study.lengths` has 'length', tokens of a row (512), or of a mixture one for
+  each number, and 'vocab' (8,192); `study.options` has 'fill'.
   """
-  options = {'length': 512, 'vocab': 8192} | study.lengths
+  sizes = {'length': 512, 'vocab': 8192} | study.lengths
   counts = {'train': 100_000, 'test': 1000} | study.counts
-  made = [
-      mqar.generate(seed, counts[split], pairs=int(cell.column), **options)
-      for split, seed in (
-          ('train', config.data.seed), ('test', config.data.seed + TEST_SEED)
-      )
-  ]
-  return _run(config, made[0], {'test': made[1]}, options['vocab'])
+  numbers = cell.column.split('+')
+  lengths = sizes['length']
+  if isinstance(lengths, int):
+    lengths = [lengths] * len(numbers)
+  options = {'vocab': sizes['vocab'], **study.options}
+  seed = config.data.seed
+  with _refusing():
+    train = mqar.mixture(
+        seed, counts['train'], lengths=lengths, pairs=list(map(int, numbers)),
+        **options,
+    )
+    tests = {
+        number if len(numbers) > 1 else 'test': mqar.generate(
+            seed + TEST_SEED, counts['test'], length=length,
+            pairs=int(number), **options,
+        )
+        for number, length in zip(numbers, lengths)
+    }
+  return _run(config, train, tests, sizes['vocab'])
+
+
+@contextlib.contextmanager
+def _refusing():
+  """What a generator refuses, a study's fields ask for."""
+  try:
+    yield
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
 
 
 def run_needles(
@@ -128,7 +181,7 @@ def run_needles(
       cell.column, seed, counts['train'], length=options['train'],
       encode=encode,
   )
-  return _run(config, arrays, tests, tokenizer.vocab_size)
+  return _run(config, arrays, tests, tokenizer.vocab_size, tokenizer.decode)
 
 
 def _mean(values: list[float]) -> str:
@@ -154,17 +207,36 @@ def recall_tables(results: list[Result]) -> dict[str, Entries]:
   }
 
 
+def mqar_tables(results: list[Result]) -> dict[str, Entries]:
+  """Those of `recall_tables`; and of each mixture, by number of pairs."""
+  drawn = recall_tables(results)
+  for (row, column), found in by_cell(results).items():
+    if column.isdigit():
+      continue
+    title = f'Trained on {column} pairs at once: right answers, %'
+    for number in found[0]['scores']['answers']:
+      entry = _mean([r['scores']['answers'][number] for r in found])
+      drawn.setdefault(title, {})[row, f'{number} pairs'] = entry
+  return drawn
+
+
 def needle_tables(results: list[Result]) -> dict[str, Entries]:
-  """Right answers at each length, over all depths; a table for each task."""
+  """Scores at each length, over all depths; tables for each task.
+
+  Part credit and RULER's score are of the results that have them.
+  """
   drawn, cells = {}, by_cell(results)
   for column in dict.fromkeys(column for _, column in cells):
     for kind, title in (
         ('answers', 'tokens of the answer that are right'),
         ('exact', 'answers that are right as a whole'),
+        ('parts', 'codes that are right as a whole (part credit)'),
+        ('generated', 'codes that are in what the model writes (RULER)'),
     ):
       entries = {}
       for (row, c), found in cells.items():
-        if c != column:
+        found = [r for r in found if kind in r['scores']]
+        if c != column or not found:
           continue
         shares = [r['scores'][kind] for r in found]
         entries[row, 'seeds'] = str(len(found))
@@ -177,20 +249,22 @@ def needle_tables(results: list[Result]) -> dict[str, Entries]:
               )
               for seed in shares
           ])
-      drawn[f'{column}, by length of the text in tokens: {title}, %'] = entries
+      if entries:
+        title = f'{column}, by length of the text in tokens: {title}, %'
+        drawn[title] = entries
   return drawn
 
 
 def mqar_figures(results: list[Result]) -> dict[str, str]:
   """Right answers by number of pairs, and by size of the recurrent state.
 
-  The second is of the numbers of pairs that all its rows have, and without
-  architectures whose state is a window.
+  The second is of the numbers of pairs that all its rows have, without mixtures
+  and without architectures whose state is a window.
   """
 
-  def mean(found):
+  def mean(found, test='test'):
     return 100 * statistics.fmean(
-        r['scores']['answers']['test'] for r in found
+        r['scores']['answers'][test] for r in found
     )
 
   def chart(title, series, x):
@@ -203,6 +277,11 @@ def mqar_figures(results: list[Result]) -> dict[str, str]:
 
   by_pairs, sizes = {}, {}
   for (row, pairs), found in by_cell(results).items():
+    if not pairs.isdigit():  # a mixture
+      by_pairs[f'{row}, trained on {pairs}'] = [
+          (int(n), mean(found, n)) for n in found[0]['scores']['answers']
+      ]
+      continue
     by_pairs.setdefault(row, []).append((int(pairs), mean(found)))
     architecture = found[0]['settings']['model']['architecture']
     if not ARCHITECTURES[architecture].window:
@@ -263,11 +342,13 @@ def _wrong(scores: Mapping[str, Any]) -> float:
 
 _render = functools.partial(tables.render, recall_tables)
 MAD = Task(
-    run_mad, _render, counts=SPLITS, columns=tuple(mad.TASKS), loss=_wrong
+    run_mad, _render, counts=SPLITS, columns=tuple(mad.TASKS), loss=_wrong,
+    options=sorted(set().union(*(b.options for b in mad.TASKS.values()))),
 )
 MQAR = Task(
-    run_mqar, _render, mqar_figures, counts=SPLITS,
-    lengths=('length', 'vocab'), columns=('#',), loss=_wrong,
+    run_mqar, functools.partial(tables.render, mqar_tables), mqar_figures,
+    counts=SPLITS, lengths=('length', 'vocab'), columns=('#',),
+    options=('fill',), loss=_wrong,
 )
 NEEDLES = Task(
     run_needles, functools.partial(tables.render, needle_tables),

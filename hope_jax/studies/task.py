@@ -39,10 +39,11 @@ class Task(NamedTuple):
   render: Callable[[StudyConfig, list[Result], list[str]], list[str]]
   # Results -> name of a figure -> SVG.
   figures: Callable[[list[Result]], dict[str, str]] = lambda results: {}
-  # What `StudyConfig.counts` and `lengths` may name, and a column and a row be;
-  # '#' is a number, '*' is anything.
+  # What `StudyConfig.counts`, `lengths` and `options` may name, and a column or
+  # a row be; '#' is a number, or several as '4+8', '*' is anything.
   counts: Sequence[str] = ()
   lengths: Sequence[str] = ()
+  options: Sequence[str] = ()
   columns: Sequence[str] = ('*',)
   rows: Collection[str] = ('*',)
   # What a search for the learning rate makes small, and where it starts.

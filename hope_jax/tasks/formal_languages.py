@@ -14,7 +14,7 @@ All data comes in one form, whoever made it:
     Splits = {'train': [Example, ...], 'bin0': [...], 'bin1': [...], ...}
 
 - `generate(language, seed)` for the eight languages of `LANGUAGES`;
-- `read(folder)` for the published files, `train_50.src`, `train_50.tgt`, ...;
+- `language_files.read(folder)` for files of the published benchmark;
 - `plug_in('file.py:function')` for any other language: a function of a seed
   that returns splits. It needs nothing of this package, since strings and legal
   sets may be of any iterables:
@@ -271,87 +271,6 @@ def _example(
     if isinstance(one, str) and len(one) > 1:
       raise TypeError(f'a legal set is a set of symbols, not {one!r}')
   return Example(tuple(symbols), tuple(frozenset(s) for s in legal))
-
-
-# Published name -> split: 'valid' has the training lengths, 'test' longer ones.
-FILES = {'train': 'train_50', 'bin0': 'valid_50', 'bin1': 'test_50'}
-
-
-def read(folder: str) -> Splits:
-  """Reads the files of the published benchmark (github IDSIA/fwp-formal-lang).
-
-  `NAME.src` holds a string a line, `NAME.tgt` its targets, one for each symbol,
-  both separated by spaces. A target is the name of a legal set, such as '0' and
-  '1' for Parity's odd and even prefixes; here the set with that one element.
-  Where no line of the `.src` (`.tgt`) files has a space inside, they hold a
-  character a symbol (as many characters a target as makes the lines agree), as
-  the generator that the benchmark comes from writes them. Lines that are blank
-  in both files are left out.
-
-  The published code picks one target by a softmax; here each target is in the
-  set or not, so that a string counts only where the right one is in and all
-  others are out.
-
-  Args:
-    folder: where the six files are.
-
-  Raises:
-    ValueError: a file is missing, empty or not UTF-8, or lines do not fit
-      together.
-  """
-  sources, targets = (
-      {s: _lines(os.path.join(folder, f'{n}.{kind}')) for s, n in FILES.items()}
-      for kind in ('src', 'tgt')
-  )
-  spaced_sources, spaced_targets = (
-      any(len(line.split()) > 1 for lines in files.values() for line in lines)
-      for files in (sources, targets)
-  )
-  splits = {}
-  for split, name in FILES.items():
-    if len(sources[split]) != len(targets[split]):
-      raise ValueError(
-          f'{name}.src and {name}.tgt in {folder!r} must have equally many'
-          f' lines; got {len(sources[split])} and {len(targets[split])}'
-      )
-    examples = []
-    lines = zip(sources[split], targets[split])
-    for number, (source, target) in enumerate(lines, 1):
-      if not (source or target):
-        continue
-      symbols = source.split() if spaced_sources else list(source)
-      if spaced_targets:
-        labels = target.split()
-      else:
-        labels = _cut(target, max(len(target) // max(len(symbols), 1), 1))
-      if len(symbols) != len(labels) or not symbols:
-        raise ValueError(
-            f'{name}.tgt line {number} in {folder!r} must have one target a'
-            f' symbol; got {len(labels)} targets for {len(symbols)} symbols'
-        )
-      examples.append(_example(symbols, [(label,) for label in labels]))
-    splits[split] = examples
-  return splits
-
-
-def _lines(path: str) -> list[str]:
-  if not os.path.isfile(path):
-    wanted = ', '.join(f'{name}.src, {name}.tgt' for name in FILES.values())
-    raise ValueError(
-        f'the published data has the files {wanted}; {path!r} is not there'
-    )
-  try:
-    with open(path, encoding='utf-8-sig') as file:
-      lines = [line.strip() for line in file.read().rstrip().split('\n')]
-  except UnicodeDecodeError as error:
-    raise ValueError(f'{path!r} must be UTF-8 text: {error}') from error
-  if lines == ['']:
-    raise ValueError(f'{path!r} must have strings; it is empty')
-  return lines
-
-
-def _cut(line: str, width: int) -> list[str]:
-  return [line[i : i + width] for i in range(0, len(line), width)]
 
 
 def plug_in(source: str, seed: int) -> Splits:

@@ -13,7 +13,8 @@ Rows are padded at their end, where the mask is 0. No model looks ahead, so
 padding needs no further mark. Where a row holds several texts, `segment_ids`,
 [N, T] int32, numbers them from 1, and no text sees those before it; 0 is
 padding. Where few answers are asked for, `positions`, [N, A] int32, says where;
-targets and mask are of these alone, [N, A, ...].
+targets and mask are of these alone, [N, A, ...]. Where an answer has parts that
+count by themselves, `parts`, [N, T] (or [N, A]) int32, numbers them from 1.
 """
 
 from collections.abc import Iterator
@@ -92,7 +93,11 @@ def at_positions(arrays: Arrays) -> Arrays:
   most = int(np.max(np.sum(arrays['mask'] > 0, axis=1)))
   positions = np.argsort(arrays['mask'] <= 0, axis=1, kind='stable')[:, :most]
   rows = np.arange(len(positions))[:, None]
-  kept = {name: arrays[name][rows, positions] for name in ('targets', 'mask')}
+  kept = {
+      name: arrays[name][rows, positions]
+      for name in ('targets', 'mask', 'parts')
+      if name in arrays
+  }
   return arrays | kept | {'positions': positions.astype(np.int32)}
 
 

@@ -17,7 +17,11 @@ test.
 
 As published, but for this: answers alone are asked for (there, recall trains on
 every next token), and in the fuzzy task's test, as in its training, keys have
-one to three tokens (there, three), half of them old ones.
+one to three tokens (there, three), half of them old ones; in selective copying
+any places are as likely for the tokens (spread='tokens'), where the published
+generator spreads the blanks: each stands in front of one of the tokens, any as
+likely (spread='blanks'), so that gaps are about equal, 14 blanks each at base
+difficulty, and the last token is next to the mark.
 
 Not specified by NL: compression. The protocol has an encoder whose last state
 alone is decoded, a position at a time; here the same causal model reads the
@@ -92,13 +96,22 @@ def _fuzzy(rng, vocab, length, *, motif=3):
   return [pad] * missing + tokens, [NONE] * missing + targets
 
 
-def _selective_copying(rng, vocab, length, *, copies=16):
+def _selective_copying(rng, vocab, length, *, copies=16, spread='tokens'):
   """Tokens among blanks; after a mark, as many blanks ask for them."""
   mark, blank = vocab - 1, vocab - 2
   said = rng.integers(0, vocab - 2, copies)
-  spread = np.full(length - copies - 1, blank)
-  spread[np.sort(rng.permutation(len(spread))[:copies])] = said
-  tokens = [*spread, mark, *[blank] * copies]
+  before = np.full(length - copies - 1, blank)
+  if spread == 'tokens':
+    places = np.sort(rng.permutation(len(before))[:copies])
+  elif spread == 'blanks':
+    # Of the tokens, the one that each blank stands in front of.
+    behind = rng.integers(0, copies, len(before) - copies)
+    gaps = np.bincount(behind, minlength=copies)
+    places = np.cumsum(gaps + 1) - 1
+  else:
+    raise ValueError(f"spread must be 'tokens' or 'blanks'; got {spread!r}")
+  before[places] = said
+  tokens = [*before, mark, *[blank] * copies]
   return tokens, [NONE] * (length - copies) + list(said)
 
 
@@ -129,7 +142,8 @@ TASKS = {
         _fuzzy, 16, 128, 12_800, 1280, dict(motif=3)
     ),
     'selective_copying': Base(
-        _selective_copying, 16, 256, 12_800, 1280, dict(copies=16)
+        _selective_copying, 16, 256, 12_800, 1280,
+        dict(copies=16, spread='tokens'),
     ),
     'memorization': Base(_memorization, 256, 32, 256, 1280, {}),
     'compression': Base(_compression, 16, 32, 12_800, 1280, {}),
@@ -154,13 +168,13 @@ def generate(
     vocab: tokens E; None: the base difficulty's.
     length: tokens of a row (of what is compressed, for 'compression'); None:
       the base difficulty's.
-    **options: of the task: noise, noise_vocab, motif, copies.
+    **options: of the task: noise, noise_vocab, motif, copies, spread.
 
   Returns:
     tokens, targets and mask, see `labelling`.
 
   Raises:
-    ValueError: no such task.
+    ValueError: no such task, or no such spread.
   """
   if task not in TASKS:
     raise ValueError(f'task must be one of {", ".join(TASKS)}; got {task!r}')

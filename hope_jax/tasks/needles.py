@@ -132,9 +132,10 @@ def generate(
     encode: text -> token ids; bytes by default.
 
   Returns:
-    tokens; targets (the next token) and mask (1 where the next token is the
-    answer's), see `labelling`; and 'depth' [N] float32, the share of the
-    haystack before the first needle that is asked for.
+    tokens; targets (the next token), mask (1 where the next token is the
+    answer's) and parts (which of the answer's codes that is), see `labelling`;
+    and 'depth' [N] float32, the share of the haystack before the first needle
+    that is asked for. A code's part has the mark behind it, too.
 
   Raises:
     ValueError: no such task, or rows too short for needles and question.
@@ -143,12 +144,17 @@ def generate(
   if depth is not None and not 0 <= depth <= 1:
     raise ValueError(f'depth must be in [0, 1]; got {depth}')
   rng = np.random.default_rng(seed)
-  arrays = _blank(count, length) | {'depth': np.zeros((count,), np.float32)}
+  arrays = _blank(count, length) | {
+      'parts': np.zeros((count, length), np.int32),
+      'depth': np.zeros((count,), np.float32),
+  }
   for row in range(count):
     before, answer, arrays['depth'][row] = _row(
         kind, rng, length, depth, encode
     )
-    _write(arrays, row, 0, before, answer)
+    _write(arrays, row, 0, before, sum(answer, []))
+    numbers = np.repeat(np.arange(len(answer)) + 1, list(map(len, answer)))
+    arrays['parts'][row, arrays['mask'][row] > 0] = numbers
   return arrays
 
 
@@ -182,7 +188,8 @@ def pack(
     texts, left = [], length
     while True:
       size = int(rng.integers(0, left + 1))
-      before, answer, _ = _row(kind, rng, size, None, encode, bare=True)
+      before, parts, _ = _row(kind, rng, size, None, encode, bare=True)
+      answer = sum(parts, [])
       left -= len(before) + len(answer)
       if left < 0:
         break
@@ -235,8 +242,8 @@ def _row(
     encode: Encode,
     *,
     bare: bool = False,
-) -> tuple[list[int], list[int], float]:
-  """One text: ids before the answer, ids of the answer, depth.
+) -> tuple[list[int], list[list[int]], float]:
+  """One text: ids before the answer, ids of each code of the answer, depth.
 
   bare: whether it may be longer than `length` where it has no haystack.
   """
@@ -258,12 +265,17 @@ def _row(
   answers = [c for name in asked for n, c in needles if n == name]
   question = QUESTION.format(names=', of the '.join(asked))
   head, tail = list(encode(INTRODUCTION)), list(encode(question))
-  answer = list(encode(', '.join(answers) + '.'))
+  # Each code with its mark by itself, so that its tokens are its own.
+  starts = [''] + [' '] * (len(answers) - 1)
+  marks = [','] * (len(answers) - 1) + ['.']
+  answer = [
+      list(encode(''.join(parts))) for parts in zip(starts, answers, marks)
+  ]
   hidden = [
       list(encode(NEEDLE.format(name=name, code=code)))
       for name, code in needles
   ]
-  free = length - sum(map(len, (head, tail, answer, *hidden)))
+  free = length - sum(map(len, (head, tail, *answer, *hidden)))
   if free < 0 and not bare:
     raise ValueError(
         f'length must hold needles, question and answer; got length={length},'

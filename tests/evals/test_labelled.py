@@ -9,7 +9,7 @@ import pytest
 from hope_jax.config import ModelConfig
 from hope_jax.evals import labelled
 from hope_jax.models.factory import language_model
-from hope_jax.tasks import labelling
+from hope_jax.tasks import labelling, needles
 from hope_jax.tasks.formal_languages import Example
 from hope_jax.train import losses as train
 
@@ -166,3 +166,69 @@ def test_exact_match_counts_whole_strings():
     assert found == {'exact': 2 / 3, 'positions': 7 / 8}
   logits = jax.nn.one_hot(tokens, 8)
   assert train.is_correct(logits, jnp.array(tokens)).all()
+
+
+class Recites(nn.Module):
+  """Says a text by heart, whatever it reads: what comes after each position."""
+
+  @nn.compact
+  def __call__(self, tokens, state=None, *, segment_ids=None, positions=None):
+    del segment_ids
+    text = self.get_variable('params', 'text')
+    start = 0 if state is None else state
+    at = start + jnp.arange(tokens.shape[1])
+    logits = jax.nn.one_hot(text[at], 256)[None].repeat(len(tokens), axis=0)
+    if positions is not None:
+      logits = jnp.take_along_axis(logits, positions[..., None], axis=1)
+    return logits, start + tokens.shape[1]
+
+
+def _recited(change):
+  """Scores of a model that says a row's answer, changed."""
+  made = needles.generate('mv_niah', 0, 1, length=700)
+  asked = np.flatnonzero(made['mask'][0])
+  text = made['targets'][0].copy()
+  answer = bytes(text[asked].tolist()).decode()
+  said = change(answer).encode()
+  assert len(said) == len(asked)
+  text[asked] = list(said)
+  params = {'text': text}
+  found = labelled.evaluate(
+      Recites(), params, labelling.at_positions(made), 2
+  )
+  decode = lambda ids: bytes(ids.tolist())
+  return found, labelled.generated(Recites(), params, made, decode)
+
+
+def _swap(answer):
+  first, second, *rest = answer[:-1].split(', ')
+  return ', '.join([second, first, *rest]) + '.'
+
+
+@pytest.mark.parametrize(
+    ('change', 'parts', 'generated'),
+    [
+        (lambda answer: answer, 1, 1),
+        # Of four codes one with a wrong digit.
+        (lambda answer: 'x' + answer[1:], 3 / 4, 3 / 4),
+        # In another order: RULER looks for them wherever they are.
+        (_swap, 2 / 4, 1),
+        # A wrong mark is no wrong code to RULER.
+        (lambda answer: answer[:-1] + '!', 3 / 4, 1),
+        (lambda answer: 'x' * len(answer), 0, 0),
+    ],
+)
+def test_part_credit_by_hand(change, parts, generated):
+  """If it fails, a needle of four codes is scored otherwise than it says."""
+  found, written = _recited(change)
+  assert found['parts'] == parts and written == generated
+  assert found['exact'] == (parts == 1)
+
+
+def test_an_answer_of_one_part_has_no_part_credit():
+  """If it fails, tables say the same twice."""
+  made = needles.generate('s_niah_1', 0, 2, length=300)
+  found = labelled.evaluate(
+      Recites(), {'text': made['targets'][0]}, labelling.at_positions(made), 2
+  )
+  assert set(found) == {'exact', 'positions'} and found['exact'] == 0.5

@@ -43,6 +43,24 @@ def test_the_answer_is_in_the_text(task):
     assert 2048 - 80 < len(text) <= 2048
 
 
+@ALL
+def test_parts_are_the_codes(task):
+  """If it fails, part credit is of other tokens than a code's."""
+  made = needles.generate(task, 0, 5, length=1200)
+  kind = needles.TASKS[task]
+  for i in range(5):
+    _, answer = read(made, i)
+    parts = made['parts'][i]
+    np.testing.assert_array_equal(parts > 0, made['mask'][i] > 0)
+    said = [
+        bytes(made['targets'][i, parts == n].tolist()).decode()
+        for n in range(1, parts.max() + 1)
+    ]
+    assert ''.join(said) == answer
+    assert [s.strip(' ,.') for s in said] == answer[:-1].split(', ')
+    assert len(said) == kind.asked * kind.codes
+
+
 def test_each_task_has_its_haystack():
   """If it fails, the easy haystack is used for all, or none."""
   for task, repeats in (('s_niah_1', True), ('s_niah_2', False)):

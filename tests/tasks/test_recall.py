@@ -29,6 +29,47 @@ def test_mqar_answers_are_the_values_of_the_list(pairs):
     assert [book[int(tokens[t])] for t in asked] == list(targets[asked])
 
 
+def test_zeros_fill_what_is_neither_pair_nor_query():
+  """If it fails, the published figure's rows are others than it says."""
+  length, pairs = 64, 4
+  zeros, random = (
+      mqar.generate(0, 50, length=length, pairs=pairs, vocab=128, fill=fill)
+      for fill in ('zeros', 'random')
+  )
+  for i in range(50):
+    tokens, targets, asked = row(zeros, i)
+    kept = [*range(2 * pairs), *asked]
+    assert np.flatnonzero(tokens).tolist() == kept
+    np.testing.assert_array_equal(tokens[kept], random['tokens'][i][kept])
+  for name in ('targets', 'mask'):
+    np.testing.assert_array_equal(zeros[name], random[name])
+  assert (random['tokens'] > 0).all()
+  with pytest.raises(ValueError, match="'random' or 'zeros'; got 'ones'"):
+    mqar.generate(0, 1, length=8, pairs=1, fill='ones')
+
+
+def test_a_mixture_has_as_many_rows_of_each_kind():
+  """If it fails, one model is trained on less, or more, than the mixture."""
+  lengths, pairs, vocab = (16, 64), (2, 8), 128
+  made = mqar.mixture(
+      5, 21, lengths=lengths, pairs=pairs, vocab=vocab, fill='zeros'
+  )
+  assert made['tokens'].shape == made['mask'].shape == (21, 64)
+  found = []
+  for i in range(21):
+    tokens, targets, asked = row(made, i)
+    book = dict(tokens[: 2 * len(asked)].reshape(-1, 2).tolist())
+    assert [book[t] for t in tokens[asked]] == targets[asked].tolist()
+    assert asked.max() < dict(zip(pairs, lengths))[len(asked)]
+    found.append(len(asked))
+  assert found == [2] * 11 + [8] * 10
+  one = mqar.mixture(5, 4, lengths=(64,), pairs=(8,), vocab=vocab)
+  same = mqar.generate(5, 4, length=64, pairs=8, vocab=vocab)
+  assert all((one[name] == same[name]).all() for name in same)
+  with pytest.raises(ValueError, match='got 1 for 2'):
+    mqar.mixture(5, 4, lengths=(64,), pairs=(4, 8))
+
+
 def test_mqar_gaps_follow_their_power_law():
   """If it fails, queries are nearer or farther than published."""
   made = mqar.generate(1, 4000, length=20, pairs=1, vocab=64)
@@ -118,6 +159,35 @@ def test_selective_copying_keeps_the_order():
     assert (tokens[asked] == 14).all()
     starts.append(np.argmax(tokens != 14))
   assert len(set(starts)) > 5  # not bunched up at one end
+
+
+def test_the_published_selective_copying_spreads_its_blanks():
+  """If it fails, the option is not the published generator's distribution.
+
+  There each blank picks the token that it is put in front of: the gaps are
+  multinomial, and the last token is next to the mark.
+  """
+  made = mad.generate('selective_copying', 0, 400, spread='blanks')
+  gaps = []
+  for i in range(400):
+    tokens, targets, asked = row(made, i)
+    places = np.flatnonzero(tokens[:239] != 14)
+    assert places[-1] == 238 and tokens[239] == 15
+    np.testing.assert_array_equal(targets[asked], tokens[places])
+    gaps.append(np.diff(places, prepend=-1) - 1)
+  gaps = np.stack(gaps)
+  assert gaps.shape == (400, 16) and (gaps.sum(axis=1) == 223).all()
+  share = 1 / 16
+  np.testing.assert_allclose(gaps.mean(axis=0), 223 * share, rtol=0.06)
+  np.testing.assert_allclose(
+      gaps.var(), 223 * share * (1 - share), rtol=0.1
+  )
+  # Where places are drawn, gaps differ by far more.
+  even = mad.generate('selective_copying', 0, 400)['tokens'][:, :239] != 14
+  drawn = np.concatenate([np.diff(np.flatnonzero(row)) for row in even])
+  assert drawn.var() > 5 * gaps.var()
+  with pytest.raises(ValueError, match="'tokens' or 'blanks'; got 'noise'"):
+    mad.generate('selective_copying', 0, 1, spread='noise')
 
 
 def test_memorization_is_one_map_for_all_rows_and_seeds():
