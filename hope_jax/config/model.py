@@ -37,7 +37,7 @@ class TitansConfig:
   target: Literal['bounded', 'raw', 'value'] = 'value'
   # Values of the main memory: 'unit', made of unit vectors as all that enters a
   # memory; 'length', as long as they come, v = x_v + |x_v| (M_v(z) - z) with
-  # z = x_v / |x_v|, as in DeltaNet, which goes with target='value'.
+  # z = x_v / |x_v|, as in DeltaNet. Targets M(v) are of v / |v| then.
   values: Literal['unit', 'length'] = 'length'
   # The query's share of what it reads, o = share q + M q: 'full', 1 (Eq. 89's
   # identity path, read literally); 'learned', one of each head, from 0; 'none'.
@@ -85,7 +85,7 @@ class TitansConfig:
   gate_input: Literal['key', 'layer'] = 'layer'
   # Rank of what the memories of keys, values and queries add to their streams,
   # M(z) = z + (z W) P: a matrix W of so many columns is written, and P is
-  # learned. 0: a full memory of the form of the main one.
+  # learned. 0, or a head's width and more: a memory of the main one's form.
   projection_rank: int = 2
   # Heads, the last ones, whose memories take plain gradient steps all the same:
   # what they add up is not erased, as counting needs. Not in the paper.
@@ -161,11 +161,6 @@ class TitansConfig:
         self.eigenvalues == 'positive' or self.objective == 'delta',
         "TitansConfig.eigenvalues='signed' needs objective='delta'; got"
         f' {self.objective!r}',
-    )
-    require(
-        self.values == 'unit' or self.target == 'value',
-        "TitansConfig.values='length' needs target='value' ('unit' goes with"
-        f' every target); got target={self.target!r}',
     )
     require(
         self.projection_rank >= 0,
@@ -310,12 +305,6 @@ class ModelConfig:
         self.titans.plain_heads <= self.heads,
         'TitansConfig.plain_heads must be at most ModelConfig.heads; got'
         f' {self.titans.plain_heads} of {self.heads}',
-    )
-    rank, head_dim = self.titans.projection_rank, self.dim // self.heads
-    require(
-        rank < head_dim or not reads(self.architecture, 'titans.target'),
-        'TitansConfig.projection_rank must be less than the width of a head;'
-        f' got {rank} of {head_dim}',
     )
 
   def _fix(self, path: list[str], value: Any) -> None:

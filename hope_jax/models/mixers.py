@@ -213,6 +213,8 @@ class SelfModifyingTitans(MemoryMixer):
     """Declares the outer parameters of `nested.titans.layer`."""
     config, heads = self.config.titans, self.config.heads
     rank = config.projection_rank
+    if rank >= head_dim:
+      rank = 0
     bases = {}
 
     def memory(name, value_dim):
