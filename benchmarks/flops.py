@@ -55,14 +55,23 @@ def memories(config: ModelConfig) -> int:
   options = titans_options(config.titans, 'float32')
   d = config.dim // config.heads
   tile = min(options.chunk, options.projection_chunk)
-  mlp = config.titans.memory == 'mlp'
   main = titans_tile.MAIN
+  rank = config.titans.projection_rank
+  rank = rank if rank < d else 0
   written = (main, *options.adaptive)
   erases_input = options.layers in ('all', 'input')
   erases_output = options.layers in ('all', 'output')
 
+  def is_low(name):  # the columns that its basis has
+    return bool(rank) and name not in (main, *titans_tile.GATES)
+
+  def is_mlp(name):
+    return config.titans.memory == 'mlp' and (name == main or not rank)
+
   def width(name):
-    return 1 if name in titans_tile.GATES else d
+    if name in titans_tile.GATES:
+      return 1
+    return rank if is_low(name) else d
 
   def hidden(name):
     expansion = config.titans.expansion
@@ -71,14 +80,14 @@ def memories(config: ModelConfig) -> int:
     return expansion * d
 
   def read(name):
-    if mlp:
+    if is_mlp(name):
       return 2 * hidden(name) * (d + width(name))
-    return 2 * d * width(name)
+    return 2 * d * width(name) + 2 * rank * d * is_low(name)
 
   def gradient(name):
     # What the erasure has not computed already: M(k), and U back through the
     # second layer.
-    if not mlp:
+    if not is_mlp(name):
       return read(name) * (options.objective == 'l2' and not erases_input)
     back = forward = 2 * hidden(name) * width(name)
     first = 0 if erases_input else 2 * d * hidden(name)
@@ -89,17 +98,19 @@ def memories(config: ModelConfig) -> int:
   inputs = {'k', 'v', *titans_tile.GATES, *options.adaptive}
   total = sum(read(n) for n in inputs)
   total += sum(
-      read(n) for n in written if n != main or options.target != 'value'
+      read(n) + 2 * rank * d * is_low(n)
+      for n in written
+      if n != main or options.target != 'value'
   )
   total += sum(gradient(n) for n in written)
   # The memories other than the main one share their keys, and so K K'.
   for names, is_read in (
-      ([main], options.read == 'causal'), (options.adaptive, False)
+      ([main], options.read != 'boundary'), (options.adaptive, False)
   ):
     if not names:
       continue
     common = {'read': is_read, 'momentum': options.momentum}
-    if mlp:
+    if is_mlp(names[0]):
       first = sum(hidden(n) for n in names)
       total += recurrence(d, first, tile, erase=erases_input, **common)
       total += sum(
@@ -110,7 +121,7 @@ def memories(config: ModelConfig) -> int:
       value = sum(width(n) for n in names)
       erases = erases_input or erases_output
       total += recurrence(d, value, tile, erase=erases, **common)
-  if options.read != 'causal':
+  if options.read == 'boundary':
     total += read(main)
   return total
 
@@ -122,7 +133,7 @@ def dense_parameters(params: Any) -> int:
     parts = jax.tree_util.keystr(path, simple=True, separator='/').split('/')
     if any(part.startswith('conv_') for part in parts):
       continue
-    if {'kernel', 'head', 'w_q'} & set(parts):
+    if {'kernel', 'head', 'w_q', 'w_eta', 'w_alpha'} & set(parts):
       total += math.prod(leaf.shape)
   return total
 

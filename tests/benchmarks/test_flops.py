@@ -13,7 +13,7 @@ from hope_jax.config import ModelConfig, TitansConfig
 from hope_jax.models.lm import LanguageModel
 
 SIZE = {'dim': 64, 'layers': 2, 'heads': 2, 'vocab_size': 64}
-HOPE = ModelConfig(titans=TitansConfig(projection_expansion=2), **SIZE)
+HOPE = ModelConfig(**SIZE)
 
 
 def counted(jaxpr: jax.extend.core.Jaxpr) -> int:
@@ -40,12 +40,19 @@ def counted(jaxpr: jax.extend.core.Jaxpr) -> int:
         HOPE,
         dataclasses.replace(HOPE, titans=TitansConfig(memory='matrix')),
         dataclasses.replace(
-            HOPE, titans=TitansConfig(momentum=False, adaptive_q=True)
+            HOPE, titans=TitansConfig(momentum=True, adaptive_q=True)
+        ),
+        dataclasses.replace(
+            HOPE,
+            titans=TitansConfig(
+                projection_rank=0, projection_expansion=2, target='bounded',
+                gate_input='key', read='boundary',
+            ),
         ),
         dataclasses.replace(HOPE, architecture='titans'),
         dataclasses.replace(HOPE, architecture='transformer'),
     ],
-    ids=['mlp', 'matrix', 'no momentum', 'titans', 'transformer'],
+    ids=['mlp', 'matrix', 'momentum', 'full', 'titans', 'transformer'],
 )
 def test_floor_is_just_below_what_the_forward_pass_runs(config):
   """If it fails, the fraction of the floor in the table means nothing."""
