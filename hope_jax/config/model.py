@@ -44,7 +44,7 @@ class TitansConfig:
   read_residual: Literal['none', 'learned', 'full'] = 'none'
   # Whether the query stream goes past the memory, too, to the layer's output:
   # Norm(o) + d * x_q, d a learned weight of each channel, from 1. What the
-  # convolution has gathered of the last tokens is there whatever a memory holds.
+  # convolution has gathered is there whatever a memory holds.
   skip: bool = True
   # Which state a query reads: 'after', the state after its own token's write,
   # as in Titans and DeltaNet; 'causal', the state before it (Eq. 86);
