@@ -44,17 +44,28 @@ CASES = {
 IN_CONTEXT = {
     f'{name}, {variant}, {gradient}': {
         'architecture': name,
-        'titans': {'memory': memory},
         'continuum': {
             'regime': 'in_context', 'periods': PERIODS, 'variant': variant,
             'outer_gradient': gradient,
         },
-    }
-    for name, memory in (('hope', 'matrix'), ('hope', 'mlp'),
-                         ('hope_attention', 'mlp'))
+    } | ({'titans': {'memory': memory}} if name == 'hope' else {})
+    for name in ('hope', 'hope_attention')
     for variant in ('sequential', 'nested', 'independent')
-    for gradient in ('first_order', 'exact')
+    for gradient, memory in (('first_order', 'mlp'), ('exact', 'matrix'))
 }
+# Compiled in about ten seconds or less: each architecture once.
+QUICK = {
+    'hope, matrix, recall', 'titans, matrix, identity', 'ttt, mlp, recall',
+    'hope_attention, nested, exact', *ARCHITECTURES,
+}
+
+
+def _marked(cases):
+  """The cases, all but a few of them slow: a program each to compile."""
+  return [
+      pytest.param(case, marks=[] if case in QUICK else [pytest.mark.slow])
+      for case in cases
+  ]
 
 
 def _places(length, start):
@@ -122,13 +133,13 @@ def _require_even(fields, places):
 SMALL = {'dim': 32, 'layers': 1, 'heads': 2}
 
 
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('case', _marked(CASES))
 def test_no_parameter_outweighs_the_head(case):
   """If it fails, clipping scales every other parameter's step to nothing."""
   _require_even(SMALL | CASES[case], _places(32, 13))
 
 
-@pytest.mark.parametrize('case', IN_CONTEXT)
+@pytest.mark.parametrize('case', _marked(IN_CONTEXT))
 def test_nor_does_one_through_fast_weights(case):
   """If it fails, the same, by way of a sequence's own inner steps.
 
