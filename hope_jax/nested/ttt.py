@@ -306,26 +306,21 @@ def layer(
     writes = gradients(
         copy if frozen else weights, tokens.k, tokens.v, norm, precision
     )
-    o = _read(
-        mixed.read, weights, momentum, writes, tokens.q, norm, precision
+    start = weights, momentum, writes
+    o = _read(mixed.read, *start, tokens.q, norm, precision)
+    weights, momentum = (
+        _leave(mix, *start, precision)
+        for mix in (mixed.weights, mixed.momentum)
     )
-    carry = (
-        _leave(mixed.weights, weights, momentum, writes, precision),
-        _leave(mixed.momentum, weights, momentum, writes, precision),
-        copy,
-    )
-    return carry, jnp.moveaxis(o, 1, 2)
+    return (weights, momentum, copy), jnp.moveaxis(o, 1, 2)
 
   by_head = lambda x: jnp.moveaxis(levels.to_tiles(x, grid), 3, 2)
-  xs = (
-      jax.tree.map(by_head, tokens),
-      levels.split(grid.valid, grid.tile)[:, :, None],
-      (grid.opens >= 0).T & (grid.opens % chunk == 0).T,
-      grid.reset.T,
-  )
-  carry, o = levels.scan_tiles(
+  opens = (grid.opens >= 0) & (grid.opens % chunk == 0)
+  valid = levels.split(grid.valid, grid.tile)[:, :, None]
+  xs = jax.tree.map(by_head, tokens), valid, opens.T, grid.reset.T
+  (weights, momentum, copy), o = levels.scan_tiles(
       body, (state.weights, state.momentum, state.frozen), xs, grid
   )
   o = levels.from_tiles(o, grid, length)
   o = jnp.where(grid.overflow[:, None, None, None], jnp.nan, o)
-  return o, TttState(*carry, grid.phase)
+  return o, TttState(weights, momentum, copy, grid.phase)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hope_jax.config import (
+  ConfigError,
   LinearConfig,
   ModelConfig,
   TitansConfig,
@@ -68,7 +69,7 @@ def make_mixer(architecture, changes):
       architecture=architecture, dim=DIM, heads=HEADS, layers=1, **changes
   )
   entry = ARCHITECTURES[architecture]
-  return pkgutil.resolve_name(entry.mixer)(config, **entry.options)
+  return pkgutil.resolve_name(str(entry.mixer))(config, **entry.options)
 
 
 @functools.cache
@@ -99,9 +100,9 @@ def extreme(params, rng):
   for name in set(GATES) & set(params):
     params[name] = 100 * np.sign(params[name]).astype(np.float32)
   if 'a_log' in params:
-    params['a_log'] = np.float32([-40, 4])
+    params['a_log'] = np.array([-40, 4], np.float32)
   if 'tau' in params:
-    params['tau'] = np.float32([-2, 0, 1, 0.5])
+    params['tau'] = np.array([-2, 0, 1, 0.5], np.float32)
   return params
 
 
@@ -120,3 +121,15 @@ def test_it_is_the_published_layer(name, place):
   assert np.isfinite(found).all()
   error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
   assert error < 1e-6
+
+
+@pytest.mark.parametrize('of', ['key', 'value'])
+def test_widths_that_heads_do_not_divide_are_refused(of):
+  """If it fails, a published layer of an odd width is a traceback."""
+  linear = LinearConfig(**{f'{of}_expansion': 0.8})
+  module = make_mixer('deltanet_published', {'linear': linear})
+  with pytest.raises(ConfigError, match=f'^model.linear.{of}_expansion'):
+    module.init(
+        jax.random.key(0), jnp.zeros((1, T, DIM)), None,
+        Packing(None, None, None),
+    )
