@@ -15,7 +15,13 @@ import jax.numpy as jnp
 
 from hope_jax.config.build import require
 from hope_jax.models.attention import rotate
-from hope_jax.models.layers import CausalConv, Norm, in_tiles, partitioned
+from hope_jax.models.layers import (
+  CausalConv,
+  Mixer,
+  Norm,
+  in_tiles,
+  partitioned,
+)
 from hope_jax.models.mixers import MemoryMixer
 from hope_jax.models.packing import Packing
 from hope_jax.nested import linear_memory
@@ -23,6 +29,36 @@ from hope_jax.nested.dgd import unit
 from hope_jax.nested.titans import Streams
 from hope_jax.sharding import constrain, current_spec
 from hope_jax.types import Array, PyTree
+
+
+def gate(
+    module: Mixer,
+    x: Array,
+    name: str,
+    *,
+    bias: float | None,
+    std: float | None = None,
+) -> Array:
+  """The logit of a gate a head, x W + b in float32.
+
+  Args:
+    module: the mixer that owns W and b.
+    x: [B, T, D].
+    name: W is `w_<name>` and b `bias_<name>`.
+    bias: b at initialisation; None: there is none.
+    std: standard deviation of W at initialisation; None: D^-1/2.
+
+  Returns:
+    [B, T, H].
+  """
+  init = nn.initializers.normal(x.shape[-1] ** -0.5 if std is None else std)
+  shape = x.shape[-1], module.config.heads
+  w = module.param(f'w_{name}', partitioned(init, 'embed', 'heads'), shape)
+  logit = x.astype(jnp.float32) @ w
+  if bias is None:
+    return logit
+  start = partitioned(nn.initializers.constant(bias), 'heads')
+  return logit + module.param(f'bias_{name}', start, shape[1:])
 
 
 class LinearMemory(MemoryMixer):
@@ -101,26 +137,11 @@ class LinearMemory(MemoryMixer):
 
   def beta(self, x: Array) -> Array:
     """The logit of the write strength, [B, T, H]."""
-    return self.gate(x, 'beta') + self.per_head('bias_beta', 0.0)
+    return gate(self, x, 'beta', bias=0.0)
 
   def log_alpha(self, x: Array) -> Array:
     """Log retentions [B, T, H]; 0.999 a token where the gate is at rest."""
-    return -nn.softplus(self.gate(x, 'alpha') + self.per_head(
-        'bias_alpha', -6.9
-    ))
-
-  def gate(self, x: Array, name: str) -> Array:
-    """A number a head of each token, x W in float32: [B, T, H]."""
-    init = nn.initializers.normal(x.shape[-1] ** -0.5)
-    shape = (x.shape[-1], self.config.heads)
-    w = self.param(f'w_{name}', partitioned(init, 'embed', 'heads'), shape)
-    return x.astype(jnp.float32) @ w
-
-  def per_head(self, name: str, init: float | nn.initializers.Initializer):
-    """Declares a parameter [H]: a constant, or drawn."""
-    if not callable(init):
-      init = nn.initializers.constant(init)
-    return self.param(name, partitioned(init, 'heads'), (self.config.heads,))
+    return -nn.softplus(gate(self, x, 'alpha', bias=-6.9))
 
   def normalised(self, o: Array) -> Array:
     """Linear attention: the answer over the sum of its weights, beside it."""
@@ -245,13 +266,16 @@ class PublishedMemory(LinearMemory):
 
   def beta(self, x: Array) -> Array:
     """The logit of the write strength, without bias."""
-    return self.gate(x, 'beta')
+    return gate(self, x, 'beta', bias=None)
 
   def log_alpha(self, x: Array) -> Array:
     """-exp(A_log) softplus(x W + dt_bias), [B, T, H]."""
-    rate = jnp.exp(self.per_head('a_log', a_log_init))
-    dt = self.gate(x, 'alpha') + self.per_head('dt_bias', dt_bias_init)
-    return -rate * nn.softplus(dt)
+    a_log, dt_bias = (
+        self.param(name, partitioned(init, 'heads'), (self.config.heads,))
+        for name, init in (('a_log', a_log_init), ('dt_bias', dt_bias_init))
+    )
+    dt = nn.softplus(gate(self, x, 'alpha', bias=None) + dt_bias)
+    return -jnp.exp(a_log) * dt
 
   def normalised(self, o: Array) -> Array:
     """As in `LinearMemory`, with 1e-6 added to the sum."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from hope_jax.models.attention import rotate
 from hope_jax.models.layers import CausalConv, Mixer, in_tiles, partitioned
-from hope_jax.models.linear_memory import l2_normalized
+from hope_jax.models.linear_memory import gate, l2_normalized
 from hope_jax.models.mixers import MemoryMixer
 from hope_jax.models.packing import Packing
 from hope_jax.nested import ttt
@@ -40,18 +40,6 @@ def _memory(
     )
 
   return tuple(leaf(i, std) for i, std in enumerate(stds))
-
-
-def _gate(module: Mixer, x: Array, name: str, std: float, bias: float) -> Array:
-  """The logit of a gate a head, x W + b in float32: [B, T, H]."""
-  shape = x.shape[-1], module.config.heads
-  w = module.param(
-      f'w_{name}',
-      partitioned(nn.initializers.normal(std), 'embed', 'heads'), shape,
-  )
-  start = nn.initializers.constant(bias)
-  b = module.param(f'bias_{name}', partitioned(start, 'heads'), shape[1:])
-  return x.astype(jnp.float32) @ w + b
 
 
 def _split(state: ttt.TttState) -> ttt.TttState:
@@ -160,16 +148,16 @@ class Ttt(Mixer):
     model = self.config
     chunk, head_dim = model.ttt.mini_batch, model.dim // model.heads
     rate = self.rate if model.ttt.rate is None else model.ttt.rate
-    gate = _gate(self, x, 'eta', x.shape[-1] ** -0.5, 0.0)
+    logit = gate(self, x, 'eta', bias=0.0)
     learned = self.param(
         'tau', partitioned(nn.initializers.zeros_init(), None), (chunk,)
     )
     tau = jnp.maximum(1 / jnp.arange(1, chunk + 1) + learned, 0)
-    per_head = lambda y: jnp.broadcast_to(y[..., None], gate.shape)
+    per_head = lambda y: jnp.broadcast_to(y[..., None], logit.shape)
     return ttt.TttGates(
-        eta=rate / head_dim * nn.sigmoid(gate),
+        eta=rate / head_dim * nn.sigmoid(logit),
         tau=per_head(tau[place]),
-        closes=per_head((place == chunk - 1).astype(gate.dtype)),
+        closes=per_head((place == chunk - 1).astype(logit.dtype)),
     )
 
   def initial(self) -> ttt.Weights:
@@ -195,8 +183,8 @@ class Ttt(Mixer):
     model = self.config
     norm = ttt.Norm(*self.norm('norm_out', (model.dim,)))
     o = ttt.layer_norm(o.reshape(x.shape), norm).astype(jnp.dtype(model.dtype))
-    gate = nn.gelu(self.into_heads(model.dim, 'gate')(x))
-    return carry, self.out_of_heads()(gate * o)
+    o = nn.gelu(self.into_heads(model.dim, 'gate')(x)) * o
+    return carry, self.out_of_heads()(o)
 
 
 class TitansMemory(MemoryMixer):
@@ -246,7 +234,7 @@ class TitansMemory(MemoryMixer):
 
     def logit(name, start):
       bias = math.log(start / (1 - start))
-      return _gate(self, x, name, 0.02, bias)
+      return gate(self, x, name, bias=bias, std=0.02)
 
     return ttt.TitansGates(
         theta=most * nn.sigmoid(logit('theta', config.eta_init)),

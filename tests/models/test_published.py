@@ -123,10 +123,15 @@ def test_it_is_the_published_layer(name, place):
   assert error < 1e-6
 
 
-@pytest.mark.parametrize('of', ['key', 'value'])
-def test_widths_that_heads_do_not_divide_are_refused(of):
+@pytest.mark.parametrize(
+    ('of', 'linear'),
+    [
+        ('key', LinearConfig(key_expansion=0.8)),
+        ('value', LinearConfig(value_expansion=0.8)),
+    ],
+)
+def test_widths_that_heads_do_not_divide_are_refused(of, linear):
   """If it fails, a published layer of an odd width is a traceback."""
-  linear = LinearConfig(**{f'{of}_expansion': 0.8})
   module = make_mixer('deltanet_published', {'linear': linear})
   with pytest.raises(ConfigError, match=f'^model.linear.{of}_expansion'):
     module.init(
