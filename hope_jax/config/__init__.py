@@ -11,7 +11,13 @@ is argued in the comment beside it. "NL" is arXiv 2512.24695.
 
 from hope_jax.config.build import ConfigError
 from hope_jax.config.data import DataConfig
-from hope_jax.config.model import ContinuumConfig, ModelConfig, TitansConfig
+from hope_jax.config.model import (
+    ContinuumConfig,
+    LinearConfig,
+    ModelConfig,
+    TitansConfig,
+    TttConfig,
+)
 from hope_jax.config.optimizer import OptimizerConfig
 from hope_jax.config.study import ImageConfig, StudyConfig, VitConfig
 from hope_jax.config.train import (
@@ -24,6 +30,7 @@ from hope_jax.config.train import (
 
 __all__ = (
     'Config', 'ConfigError', 'ContinuumConfig', 'DataConfig', 'ImageConfig',
-    'MeshConfig', 'ModelConfig', 'OptimizerConfig', 'StudyConfig',
-    'TitansConfig', 'TrainConfig', 'VitConfig', 'from_dict', 'to_dict',
+    'LinearConfig', 'MeshConfig', 'ModelConfig', 'OptimizerConfig',
+    'StudyConfig', 'TitansConfig', 'TrainConfig', 'TttConfig', 'VitConfig',
+    'from_dict', 'to_dict',
 )

@@ -8,7 +8,7 @@ Pure data: a mixer's module is imported when a model is built.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from hope_jax.config.build import nearest, require
 
@@ -40,10 +40,9 @@ _ATTENTION_READS = (
 )
 
 # Static projections and gates, targets v_t and plain gradient descent on the L2
-# loss are Titans with retention and momentum (LMM, arXiv 2501.00663, Eq. 8-14),
-# and without them a TTT layer with an MLP (arXiv 2407.04620, without its norms
-# and residual target). Both read as Hope does, before the token's own write,
-# and the output layer of an MLP writes as if its hidden vector had length 1.
+# loss: Hope's layer, like Titans with retention and momentum, and without them
+# like a TTT layer with an MLP. 'titans_lmm' and 'ttt_mlp' are the published
+# layers; docs/baselines.md has what sets these apart from them.
 _STATIC = {
     'titans.adaptive_k': False,
     'titans.adaptive_v': False,
@@ -70,6 +69,10 @@ _OF_ADAPTING = (
 )
 
 
+# Of the rules that erase.
+_OF_DELTA = ('linear.eigenvalues',)
+
+
 def _linear(rule: str, *reads: str) -> Architecture:
   """A rule of `nested.linear_memory`, its streams made as those of Titans."""
   return Architecture(
@@ -83,6 +86,38 @@ def _linear(rule: str, *reads: str) -> Architecture:
           'heads', 'titans.conv', 'titans.conv_width', 'titans.implementation',
           *reads,
       ),
+  )
+
+
+def _published(
+    rule: str,
+    *reads: str,
+    key_expansion: float = 1.0,
+    value_expansion: float = 1.0,
+    conv: bool = False,
+    output: Literal['plain', 'norm', 'gated'],
+) -> Architecture:
+  """The layer of a rule as its authors publish it, `PublishedMemory`."""
+  return Architecture(
+      'hope_jax.models.linear_memory:PublishedMemory',
+      options=dict(
+          rule=rule, key_expansion=key_expansion,
+          value_expansion=value_expansion, conv=conv, output_form=output,
+      ),
+      reads=(
+          'heads', 'linear.key_expansion', 'linear.value_expansion',
+          'titans.implementation', *(['titans.conv_width'] if conv else []),
+          *reads,
+      ),
+  )
+
+
+def _ttt(*, expansion: int | None, rate: float) -> Architecture:
+  """A TTT layer as published; `expansion` is that of an MLP's hidden width."""
+  return Architecture(
+      'hope_jax.models.ttt:Ttt',
+      options=dict(expansion=expansion, rate=rate),
+      reads=('heads', 'ttt', 'rope_base', 'titans.conv_width'),
   )
 
 
@@ -122,8 +157,36 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     'linear_attention': _linear('linear_attention'),
     'retnet': _linear('retnet', 'rope_base'),
-    'deltanet': _linear('deltanet'),
-    'gated_deltanet': _linear('gated_deltanet'),
+    'deltanet': _linear('deltanet', *_OF_DELTA),
+    'gated_deltanet': _linear('gated_deltanet', *_OF_DELTA),
+    # The published forms; docs/baselines.md has papers, code and differences.
+    'linear_attention_published': _published(
+        'linear_attention', output='plain'
+    ),
+    'retnet_published': _published(
+        'retnet', 'rope_base', value_expansion=2.0, output='gated'
+    ),
+    'deltanet_published': _published(
+        'deltanet', *_OF_DELTA, conv=True, output='norm'
+    ),
+    'gated_deltanet_published': _published(
+        'gated_deltanet', *_OF_DELTA, key_expansion=0.75, value_expansion=1.5,
+        conv=True, output='gated',
+    ),
+    'ttt_linear': _ttt(expansion=None, rate=1.0),
+    'ttt_mlp': _ttt(expansion=4, rate=0.1),
+    'titans_lmm': Architecture(
+        'hope_jax.models.ttt:TitansMemory',
+        fixed={
+            'titans.input_projection': 'streams',
+            'titans.conv_init': 'identity',
+        },
+        reads=(
+            'heads', 'titans.conv', 'titans.conv_width', 'titans.memory',
+            'titans.expansion', 'titans.chunk', 'titans.eta_max',
+            'titans.eta_init', 'titans.retention_init', 'titans.momentum_init',
+        ),
+    ),
     'lstm': Architecture('hope_jax.models.lstm:Lstm'),
     'srwm': Architecture('hope_jax.models.srwm:Srwm', reads=('heads',)),
 }

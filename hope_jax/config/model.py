@@ -255,14 +255,52 @@ class ContinuumConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LinearConfig:
+  """Matrix memories with static projections: the rules of linear_memory.py."""
+
+  # Which eigenvalues alpha (1 - beta |k|^2) a delta rule has along its key.
+  # 'positive': beta in [0, 1]; 'signed': beta in [0, 2], which counting modulo
+  # two needs (arXiv 2411.12537; `allow_neg_eigval` in fla).
+  eigenvalues: Literal['positive', 'signed'] = 'positive'
+  # Width of all keys, and of all values, over dim, in the published forms.
+  # None: as published, 1 and 1; RetNet 1 and 2; Gated DeltaNet 0.75 and 1.5.
+  key_expansion: float | None = None
+  value_expansion: float | None = None
+
+  def __post_init__(self):
+    for name in ('key_expansion', 'value_expansion'):
+      if getattr(self, name) is not None:
+        positive(self, name)
+
+
+@dataclasses.dataclass(frozen=True)
+class TttConfig:
+  """TTT-Linear and TTT-MLP, arXiv 2407.04620."""
+
+  # Tokens whose gradients are taken at the state before the first of them.
+  mini_batch: int = 16
+  # Inner learning rate, which gates of token and position then scale. None: the
+  # authors' 1 for TTT-Linear and 0.1 for TTT-MLP.
+  rate: float | None = None
+
+  def __post_init__(self):
+    positive(self, 'mini_batch')
+    require(
+        self.rate is None or self.rate >= 0,
+        f'TttConfig.rate must not be negative; got {self.rate}',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """A language model: the mixer, what follows it, and their sizes."""
 
   # A name of config/architectures.py: the mixer of a block and what follows it.
   # hope: self-modifying Titans, hope_attention: softmax attention, each with a
   # CMS. The baselines have one SwiGLU MLP: transformer, titans, ttt,
-  # linear_attention, retnet, deltanet, gated_deltanet, lstm, srwm. Fields that
-  # an architecture fixes hold its values.
+  # linear_attention, retnet, deltanet, gated_deltanet, lstm, srwm; and as they
+  # are published (docs/baselines.md): titans_lmm, ttt_linear, ttt_mlp, and four
+  # that end in _published. Fields that an architecture fixes hold its values.
   architecture: str = 'hope'
   vocab_size: int = 256
   dim: int = 256
@@ -280,6 +318,9 @@ class ModelConfig:
   # The self-modifying Titans and CMS of a block.
   titans: TitansConfig = TitansConfig()
   continuum: ContinuumConfig = ContinuumConfig()
+  # The baselines' own.
+  linear: LinearConfig = LinearConfig()
+  ttt: TttConfig = TttConfig()
   tie_embeddings: bool = False
   # Dtype of matrix products; parameters and states stay float32.
   dtype: Literal['float32', 'bfloat16'] = 'float32'

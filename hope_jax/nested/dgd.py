@@ -5,7 +5,8 @@ then the gradient step. Not specified by the paper: DGD of an MLP memory. Here
 it is applied to each layer with that layer's own input. The output layer uses
 the unit vector h / |h| of the hidden input both to decay along and to write
 with, so that one step of eta = 1 stores its value exactly and no layer's size
-drives the other's.
+drives the other's. Without DGD (`Rule.layers` 'none') it writes with h itself:
+that is gradient descent.
 
 Memories that share their keys share the triangular system of the chunk form, so
 a `Bank` keeps their first layers side by side as one wide matrix.
@@ -206,7 +207,8 @@ def step(
       query = memory_lib.activation(o)
     answer, new, new_velocity = _write_layer(
         state, None if momentum is None else momentum.second[i], query,
-        write._replace(x=unit(write.x)), of_stack, rule,
+        write if rule.layers == 'none' else write._replace(x=unit(write.x)),
+        of_stack, rule,
         erase=rule.layers in ('all', 'output'),
         shares=(
             (write.u.shape[-1], 1.0 if members.is_first(stack) else rule.share),

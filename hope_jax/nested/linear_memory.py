@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from hope_jax.kernels.dgd.api import dgd_recurrence
+from hope_jax.kernels.dgd.api import MIN_LOG_ALPHA, dgd_recurrence
 from hope_jax.kernels.dgd.products import Precision
 from hope_jax.types import Array
 
@@ -72,12 +72,14 @@ def delta_writes(
 
   Args:
     v: values, [B, T, H, V].
-    beta: write strengths in [0, 1], [B, T, H].
+    beta: write strengths in [0, 2], [B, T, H].
     log_alpha: log retentions <= 0, [B, T, H], of 'gated_deltanet'; None:
       'deltanet'.
   """
   if log_alpha is None:
     return Writes(v, beta, jnp.zeros_like(v[..., 0]))
+  # The recurrence's own bound, ahead of the division: v / 0 * 0 would be NaN.
+  log_alpha = jnp.maximum(log_alpha, MIN_LOG_ALPHA)
   alpha = jnp.exp(log_alpha)
   return Writes(v / alpha[..., None], alpha * beta, log_alpha)
 

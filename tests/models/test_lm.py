@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 
 from hope_jax import optim
-from hope_jax.config import ContinuumConfig, ModelConfig, TitansConfig
+from hope_jax.config import (
+  ContinuumConfig,
+  ModelConfig,
+  TitansConfig,
+  TttConfig,
+)
 from hope_jax.models import layers
 from hope_jax.models.lm import LanguageModel
 
@@ -34,6 +39,17 @@ MODELS = {
     'retnet': dict(architecture='retnet'),
     'deltanet': dict(architecture='deltanet'),
     'gated_deltanet': dict(architecture='gated_deltanet'),
+    'linear_attention_published': dict(
+        architecture='linear_attention_published'
+    ),
+    'retnet_published': dict(architecture='retnet_published'),
+    'deltanet_published': dict(architecture='deltanet_published'),
+    'gated_deltanet_published': dict(architecture='gated_deltanet_published'),
+    'ttt_linear': dict(
+        architecture='ttt_linear', ttt=TttConfig(mini_batch=4)
+    ),
+    'ttt_mlp': dict(architecture='ttt_mlp', ttt=TttConfig(mini_batch=4)),
+    'titans_lmm': dict(architecture='titans_lmm'),
     'lstm': dict(architecture='lstm'),
     'srwm': dict(architecture='srwm'),
     'signed': dict(
@@ -44,12 +60,17 @@ MODELS = {
 # Their states are written by no inner learning rate that could be reported.
 UNWRITTEN = (
     'hope_attention', 'transformer', 'linear_attention', 'retnet', 'deltanet',
-    'gated_deltanet', 'lstm', 'srwm',
+    'gated_deltanet', 'linear_attention_published', 'retnet_published',
+    'deltanet_published', 'gated_deltanet_published', 'ttt_linear', 'ttt_mlp',
+    'titans_lmm', 'lstm', 'srwm',
 )
 ALL = pytest.mark.parametrize('name', list(MODELS))
 # MLP memories take long to compile, and `tests/nested` has them in every form;
 # the rules of a linear memory differ in what they hand to one recurrence.
-SLOW = ('hope', 'ttt', 'linear_attention', 'deltanet')
+SLOW = (
+    'hope', 'ttt', 'linear_attention', 'deltanet', 'linear_attention_published',
+    'retnet_published', 'deltanet_published', 'ttt_mlp',
+)
 MOST = pytest.mark.parametrize(
     'name',
     [

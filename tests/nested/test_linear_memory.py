@@ -98,6 +98,27 @@ def test_a_rule_is_what_its_paper_says(x64, rule):
   np.testing.assert_allclose(o, expected(), atol=1e-12)
 
 
+def test_gates_at_their_ends():
+  """If it fails, a token that forgets everything turns a run into NaN.
+
+  In float32, where exp(-200) is 0, and values are divided by retentions.
+  """
+  rng = np.random.default_rng(2)
+  log_alpha = rng.choice([0.0, -1e-8, -20.0, -200.0], size=BETA.shape)
+  beta = rng.choice([0.0, 1.0, 2.0], size=BETA.shape)
+
+  def f(log_alpha, beta):
+    args = [jnp.asarray(x, jnp.float32) for x in (Q, UNIT, VALUES)]
+    writes = linear_memory.delta_writes(args[2], beta, log_alpha)
+    return linear_memory.layer(*args[:2], writes, erase=True)[0]
+
+  gates = [jnp.asarray(x, jnp.float32) for x in (log_alpha, beta)]
+  o, gradient = f(*gates), jax.grad(lambda *x: f(*x).sum(), (0, 1))(*gates)
+  expected = delta_rule(Q, UNIT, VALUES, beta, np.exp(log_alpha))
+  assert np.linalg.norm(o - expected) < 1e-6 * np.linalg.norm(expected)
+  assert all(np.isfinite(g).all() for g in gradient)
+
+
 @pytest.mark.parametrize('rule', ['deltanet', 'gated_deltanet'])
 def test_a_delta_rule_is_a_setting_of_dgd(rule):
   """If it fails, the delta rules have a recurrence of their own."""

@@ -52,27 +52,30 @@ def read(memory, x):
 
 
 def write(memory, frozen, momentum, k, target, eta, alpha, mu, *, objective,
-          layers):
+          layers, plain=False):
   """One token's write into one memory; returns the memory and its momentum.
 
   M_t = M_{t-1} (alpha I - eta x x^T) - eta grad, for each layer with its
   input x. The gradient is that of the frozen copy. The output layer of an MLP
-  decays and writes along the unit vector of its hidden input.
+  decays and writes along the unit vector of its hidden input; without DGD
+  (layers 'none') it writes with the hidden input. In a plain head nothing
+  decays.
   """
   u = target - read(frozen, k) if objective == 'l2' else target
   if 'w' in memory:
     plan = {'w': (k, u, layers in ('all', 'input', 'output'))}
   else:
     z = k @ frozen['w_in']
+    hidden = phi(z) if layers == 'none' else unit(phi(z))
     back = phi_gradient(z) * (frozen['w_out'] @ u)
     plan = {
         'w_in': (k, back, layers in ('all', 'input')),
-        'w_out': (unit(phi(z)), u, layers in ('all', 'output')),
+        'w_out': (hidden, u, layers in ('all', 'output')),
     }
   new, new_momentum = {}, {}
   for name, (x, u, erase) in plan.items():
     w = alpha * memory[name]
-    if erase:
+    if erase and not plain:
       w = w - eta * np.outer(x, x @ memory[name])
     step = eta * np.outer(x, u)
     if momentum is not None:
@@ -195,8 +198,8 @@ def layer(params, x, *, chunk, projection_chunk, objective, target, read_at,
             aim = aim * min(1.0, (1 + alpha - rate) / rate) if rate else aim
           new[n], m = write(
               memories[n], frozen[n], moments[n] if momentum else None, k, aim,
-              rate, alpha, mu, objective=objective,
-              layers='none' if h >= heads - plain_heads else layers,
+              rate, alpha, mu, objective=objective, layers=layers,
+              plain=h >= heads - plain_heads,
           )
           if momentum:
             moments[n] = m
