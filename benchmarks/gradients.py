@@ -50,7 +50,12 @@ def config_of(memory: str, **optimizer: float) -> Config:
   return from_dict({
       'model': {
           'dim': 64, 'layers': 2, 'heads': 4, 'remat': 'none',
-          'titans': {'memory': memory},
+          # The printed form: a full memory for each gate, and momentum.
+          'titans': {
+              'memory': memory, 'read_residual': 'full', 'target': 'bounded',
+              'values': 'unit', 'read': 'causal', 'gate_input': 'key',
+              'projection_rank': 0, 'skip': False, 'momentum': True,
+          },
           'continuum': {'periods': (1,)},
       },
       'data': {'sequence_length': LENGTH, 'batch_size': ROWS},

@@ -43,6 +43,7 @@ def _hope(**titans):
           'read': 'causal',
           'gate_input': 'key',
           'projection_rank': 0,
+          'skip': False,
       }
       | titans,
   }

@@ -28,6 +28,7 @@ LITERAL = {
     'read': 'causal',
     'gate_input': 'key',
     'projection_rank': 0,
+    'skip': False,
     'momentum': True,
 }
 ROWS = (

@@ -21,6 +21,7 @@ LITERAL = {
     'input_projection': 'shared',
     'conv_init': 'recall',
     'projection_rank': 0,
+    'skip': False,
     'momentum': True,
 }
 # What is taken up one after the other, a field a step.

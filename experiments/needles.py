@@ -20,6 +20,7 @@ LITERAL = {
     'read': 'causal',
     'gate_input': 'key',
     'projection_rank': 0,
+    'skip': False,
     'momentum': True,
 }
 ROWS = (

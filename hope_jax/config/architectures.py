@@ -56,6 +56,7 @@ _STATIC = {
     'titans.values': 'unit',
     'titans.gate_input': 'key',
     'titans.projection_rank': 0,
+    'titans.skip': False,
 }
 
 

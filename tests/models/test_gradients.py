@@ -22,6 +22,11 @@ ROWS = 2
 PERIODS = (4, 16)
 
 TITANS = 'hope', 'titans', 'ttt'
+PRINTED = {
+    'read_residual': 'full', 'target': 'bounded', 'values': 'unit',
+    'read': 'causal', 'gate_input': 'key', 'projection_rank': 0,
+    'skip': False, 'momentum': True,
+}
 # Name -> fields of the model.
 CASES = {
     f'{name}, {memory}, {taps}': {
@@ -35,6 +40,11 @@ CASES = {
     name: {'architecture': name}
     for name in ARCHITECTURES
     if name not in TITANS
+} | {
+    f'hope as printed, {memory}': {
+        'architecture': 'hope', 'titans': PRINTED | {'memory': memory}
+    }
+    for memory in ('matrix', 'mlp')
 } | {
     f'{name}, independent': {
         'architecture': name, 'continuum': {'variant': 'independent'}
