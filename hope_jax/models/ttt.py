@@ -233,8 +233,8 @@ class TitansMemory(MemoryMixer):
     most = config.eta_max
     if most is None:
       # 1 for a matrix, which unit keys keep stable. An MLP at 1 diverges on
-      # noise within 20 tokens; 2 / K is the rate of a loss that is the mean over
-      # the head's width, as titans-pytorch has it.
+      # noise within 20 tokens; 2 / K is the rate of a loss that is the mean
+      # over the head's width, as titans-pytorch has it.
       width = self.config.dim // self.config.heads
       most = (1 if config.memory == 'matrix' else 2 / width) / config.chunk
 
