@@ -230,7 +230,13 @@ class TitansMemory(MemoryMixer):
   def gates(self, x: Array) -> ttt.TitansGates:
     """Rates, momentum and retention of the tokens of x [B, T, D]."""
     config = self.config.titans
-    most = 1.0 / config.chunk if config.eta_max is None else config.eta_max
+    most = config.eta_max
+    if most is None:
+      # 1 for a matrix, which unit keys keep stable. An MLP at 1 diverges on
+      # noise within 20 tokens; 2 / K is the rate of a loss that is the mean
+      # over the head's width, as titans-pytorch has it.
+      width = self.config.dim // self.config.heads
+      most = (1 if config.memory == 'matrix' else 2 / width) / config.chunk
 
     def logit(name, start):
       bias = math.log(start / (1 - start))

@@ -55,7 +55,9 @@ LAYERS = {
     ),
     'titans_mlp': (
         'titans_lmm', MLP,
-        functools.partial(oracle.titans, chunk=CHUNK, most=1 / CHUNK),
+        functools.partial(
+            oracle.titans, chunk=CHUNK, most=2 * HEADS / DIM / CHUNK
+        ),
     ),
 }
 GATES = (
