@@ -54,7 +54,7 @@ def config_of(memory: str, **optimizer: float) -> Config:
           'titans': {
               'memory': memory, 'read_residual': 'full', 'target': 'bounded',
               'values': 'unit', 'read': 'causal', 'gate_input': 'key',
-              'projection_rank': 0, 'skip': False, 'momentum': True,
+              'projection_rank': 0, 'momentum': True,
           },
           'continuum': {'periods': (1,)},
       },

@@ -43,7 +43,6 @@ def _hope(**titans):
           'read': 'causal',
           'gate_input': 'key',
           'projection_rank': 0,
-          'skip': False,
       }
       | titans,
   }

@@ -21,14 +21,12 @@ LITERAL = {
     'input_projection': 'shared',
     'conv_init': 'recall',
     'projection_rank': 0,
-    'skip': False,
     'momentum': True,
 }
 # What is taken up one after the other, a field a step.
 STEPS = (
-    ('no residual', {'read_residual': 'none'}),
+    ('a learned residual', {'read_residual': 'learned'}),
     ('given values', {'target': 'value'}),
-    ('values of a length', {'values': 'length'}),
     ('gates see the layer', {'gate_input': 'layer'}),
     ('read after the write', {'read': 'after'}),
     ('rank 2', {'projection_rank': 2}),
@@ -50,7 +48,6 @@ def _ladder():
 
 
 TAKEN = {k: v for _, fields in STEPS for k, v in fields.items()}
-STREAMS = {'input_projection': 'streams', 'conv_init': 'identity'}
 
 ROWS = (
     *(
@@ -59,13 +56,14 @@ ROWS = (
         for dim in (24, 32, 64)
     ),
     *_ladder(),
-    {'name': 'Hope 60', 'model': _hope(60, **TAKEN)},
-    {'name': 'Hope 60, streams',
-     'model': _hope(60, **TAKEN | {'input_projection': 'streams'})},
-    {'name': 'Hope 56, streams, identity',
-     'model': _hope(56, **TAKEN | STREAMS)},
-    {'name': 'Hope 60, identity',
-     'model': _hope(60, **TAKEN | {'conv_init': 'identity'})},
+    {'name': 'Hope 24, no residual',
+     'model': _hope(24, **TAKEN | {'read_residual': 'none'})},
+    {'name': 'Hope 24, values of a length',
+     'model': _hope(24, **TAKEN | {'values': 'length'})},
+    {'name': 'Hope 24, streams',
+     'model': _hope(24, **TAKEN | {'input_projection': 'streams'})},
+    {'name': 'Hope 24, identity',
+     'model': _hope(24, **TAKEN | {'conv_init': 'identity'})},
 )
 
 

@@ -20,7 +20,6 @@ LITERAL = {
     'read': 'causal',
     'gate_input': 'key',
     'projection_rank': 0,
-    'skip': False,
     'momentum': True,
 }
 ROWS = (

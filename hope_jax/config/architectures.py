@@ -56,7 +56,6 @@ _STATIC = {
     'titans.values': 'unit',
     'titans.gate_input': 'key',
     'titans.projection_rank': 0,
-    'titans.skip': False,
 }
 
 

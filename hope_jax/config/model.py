@@ -38,14 +38,12 @@ class TitansConfig:
   # Values of the main memory: 'unit', made of unit vectors as all that enters a
   # memory; 'length', as long as they come, v = x_v + |x_v| (M_v(z) - z) with
   # z = x_v / |x_v|, as in DeltaNet. Targets M(v) are of v / |v| then.
-  values: Literal['unit', 'length'] = 'length'
+  values: Literal['unit', 'length'] = 'unit'
   # The query's share of what it reads, o = share q + M q: 'full', 1 (Eq. 89's
-  # identity path, read literally); 'learned', one of each head, from 0; 'none'.
-  read_residual: Literal['none', 'learned', 'full'] = 'none'
-  # Whether the query stream goes past the memory, too, to the layer's output:
-  # Norm(o) + d * x_q, d a learned weight of each channel, from 1. What the
-  # convolution has gathered is there whatever a memory holds.
-  skip: bool = True
+  # identity path, read literally), where a query drowns the answer; 'none', as
+  # in DeltaNet, where a text's last tokens are told by memory alone, which
+  # takes longer to learn; 'learned', one of each head, from 1.
+  read_residual: Literal['none', 'learned', 'full'] = 'learned'
   # Which state a query reads: 'after', the state after its own token's write,
   # as in Titans and DeltaNet; 'causal', the state before it (Eq. 86);
   # 'boundary', the frozen copy (Eq. 90), blind to its own chunk.

@@ -281,9 +281,8 @@ class PublishedMemory(LinearMemory):
     """As in `LinearMemory`, with 1e-6 added to the sum."""
     return o[..., :-1] / (o[..., -1:] + 1e-6)
 
-  def output(self, x: Array, o: Array, skip: Array | None = None) -> Array:
-    """What the layer adds, [B, T, D]; nothing goes past the memory."""
-    del skip
+  def output(self, x: Array, o: Array) -> Array:
+    """What the layer adds, [B, T, D]."""
     return in_tiles(PublishedMemory._output, self, None, (x, o))[1]
 
   def _output(self, carry, xs):

@@ -119,27 +119,16 @@ class MemoryMixer(Mixer):
     ]
     return tail, titans.Streams(*parts)
 
-  def output(self, x: Array, o: Array, skip: Array | None = None) -> Array:
-    """O(silu(x W) * (Norm(o) + d * skip)): what the layer adds, [B, T, D].
-
-    Args:
-      x: normalised residual stream, [B, T, D].
-      o: what the memories have answered, [B, T, H, K].
-      skip: a stream [B, T, H, K] that goes past them, d a weight [D] from 1.
-    """
-    return in_tiles(MemoryMixer._output, self, None, (x, o, skip))[1]
+  def output(self, x: Array, o: Array) -> Array:
+    """O(silu(x W) * Norm(o)): what the layer adds, [B, T, D]."""
+    return in_tiles(MemoryMixer._output, self, None, (x, o))[1]
 
   def _output(self, carry, xs):
-    """carry: nothing; xs: x, o and skip."""
-    x, o, skip = xs
+    """carry: nothing; xs: x and o."""
+    x, o = xs
     model = self.config
     dtype = jnp.dtype(model.dtype)
-    o = Norm(None, name='norm_out')(o).reshape(x.shape)
-    if skip is not None:
-      ones = partitioned(nn.initializers.ones_init(), 'heads')
-      weight = self.param('skip', ones, (model.dim,))
-      o = o + weight * skip.reshape(x.shape)
-    o = o.astype(dtype)
+    o = Norm(None, name='norm_out')(o).reshape(x.shape).astype(dtype)
     gate = nn.silu(self.into_heads(model.dim, 'gate')(x))
     return carry, self.out_of_heads()(gate * o)
 
@@ -196,8 +185,7 @@ class SelfModifyingTitans(MemoryMixer):
       self.sow(  # pyright: ignore[reportArgumentType]
           'diagnostics', name, value, reduce_fn=lambda _, b: b
       )
-    skip = streams.q if config.titans.skip else None
-    return self.output(x, o, skip), {'titans': titans_state, 'tail': new_tail}
+    return self.output(x, o), {'titans': titans_state, 'tail': new_tail}
 
   def gates(self, x: Array) -> titans.Gates:
     """x [B, T, D] -> what it adds to the logits of each gate, [B, T, H]."""
@@ -296,5 +284,5 @@ class SelfModifyingTitans(MemoryMixer):
             (heads, head_dim),
         )
     if config.read_residual == 'learned':
-      params['read_share'] = self.param('read_share', bias(0.0), (heads,))
+      params['read_share'] = self.param('read_share', bias(1.0), (heads,))
     return params

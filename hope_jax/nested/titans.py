@@ -4,28 +4,27 @@ For token t, with z = x / |x| of a stream, every memory M a residual memory of
 `memory.py` that starts from a learned initial state, M_c its copy at the last
 chunk start, and g_t what the layer's input adds to a gate:
 
-    k_t = unit(M_k,c(z_k))    q_t = unit(z_q W_q)
-    v_t = x_v + |x_v| (M_v,c(z_v) - z_v)
+    k_t = unit(M_k,c(z_k))    v_t = M_v,c(z_v)    q_t = unit(z_q W_q)
     alpha_t = sigmoid(M_alpha,c(z_k) + g_alpha,t + b_alpha)
     eta_t = alpha_t eta_max sigmoid(M_eta,c(z_k) + g_eta,t + b_eta)
-    v^_t = v_t of the main memory, bound(M_c(v_t / |v_t|)) of each other
+    v^_t = v_t of the main memory, bound(M_c(v_t)) of each other
     M_t = M_{t-1} (alpha_t I - eta_t k_t k_t^T) - eta_t grad L(M_c; k_t, v^_t)
-    o_t = M_memory,t q_t
+    o_t = r q_t + M_memory,t q_t        r a learned share of each head, from 1
 
 for M in {memory, k, v, eta, alpha} (and q where it is adaptive).
 
 **It holds its special cases.** What keys, values and gates are made of is a
 static projection and what a memory adds to it. With memories that add nothing
-this is Gated DeltaNet, without retention DeltaNet, without erasure linear
-attention, whatever the chunk: a copy that is stale can only make the addition
-stale. The additions of keys and values have rank r = `projection_rank`, M(z) =
+and without r q this is Gated DeltaNet, without retention DeltaNet, without
+erasure linear attention, whatever the chunk: a copy that is stale can only make
+the addition stale. (Values are as long as theirs with `values='length'`, v_t =
+x_v + |x_v| (M_v,c(z_v) - z_v), and then M_c is asked for v_t / |v_t|.) The additions of keys and values have rank r = `projection_rank`, M(z) =
 z + (z W) P, so that W has r of the main memory's K columns.
 
 **The paper's printed form** (NL Eq. 83-91) is one field after the other:
-`read_residual='full'`, o_t = q_t + M q_t, where a query comes out together with
-its answer; `target='raw'`, v^_t = M_c(v_t) for the main memory too, or
-'bounded'; `values='unit'`, v_t = M_v,c(z_v); `read='causal'`, o_t of M_{t-1};
-`gate_input='key'`, g = 0; `projection_rank=0`, W of K columns without P. It
+`read_residual='full'`, r = 1 fixed, where a query drowns its answer;
+`target='raw'`, v^_t = M_c(v_t) for the main memory too, or 'bounded';
+`read='causal'`, o_t of M_{t-1}; `gate_input='key'`, g = 0; `projection_rank=0`, W of K columns without P. It
 recalls less at equal bytes of state: experiments/mqar/WHY.md has the figures.
 
 **Stability is a property of this form, not of clipping.** Every memory is

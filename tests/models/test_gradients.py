@@ -25,7 +25,7 @@ TITANS = 'hope', 'titans', 'ttt'
 PRINTED = {
     'read_residual': 'full', 'target': 'bounded', 'values': 'unit',
     'read': 'causal', 'gate_input': 'key', 'projection_rank': 0,
-    'skip': False, 'momentum': True,
+    'momentum': True,
 }
 # Name -> fields of the model.
 CASES = {
