@@ -18,14 +18,16 @@ static projection and what a memory adds to it. With memories that add nothing
 and without r q this is Gated DeltaNet, without retention DeltaNet, without
 erasure linear attention, whatever the chunk: a copy that is stale can only make
 the addition stale. (Values are as long as theirs with `values='length'`, v_t =
-x_v + |x_v| (M_v,c(z_v) - z_v), and then M_c is asked for v_t / |v_t|.) The additions of keys and values have rank r = `projection_rank`, M(z) =
-z + (z W) P, so that W has r of the main memory's K columns.
+x_v + |x_v| (M_v,c(z_v) - z_v), and then M_c is asked for v_t / |v_t|.) What is
+added to keys and values has rank r = `projection_rank`, M(z) = z + (z W) P, so
+that W has r columns where the main memory has K.
 
 **The paper's printed form** (NL Eq. 83-91) is one field after the other:
 `read_residual='full'`, r = 1 fixed, where a query drowns its answer;
 `target='raw'`, v^_t = M_c(v_t) for the main memory too, or 'bounded';
-`read='causal'`, o_t of M_{t-1}; `gate_input='key'`, g = 0; `projection_rank=0`, W of K columns without P. It
-recalls less at equal bytes of state: experiments/mqar/WHY.md has the figures.
+`read='causal'`, o_t of M_{t-1}; `gate_input='key'`, g = 0; `projection_rank=0`,
+W of K columns without P. It recalls less at equal bytes of state:
+experiments/mqar/WHY.md has the figures.
 
 **Stability is a property of this form, not of clipping.** Every memory is
 written at unit keys, and 0 <= eta |k|^2 <= alpha < 1 makes the map M_{t-1} ->
