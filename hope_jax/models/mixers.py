@@ -192,21 +192,17 @@ class SelfModifyingTitans(MemoryMixer):
     config = self.config
     init = nn.initializers.normal(config.dim**-0.5)
 
-    def gate(name: str, present: bool) -> Array | None:
-      if not present:
-        return None
+    def gate(name: str) -> Array:
       w = self.param(
           f'w_{name}', partitioned(init, 'embed', 'heads'),
           (config.dim, config.heads),
       )
-      return constrain(
-          x.astype(jnp.float32) @ w, 'batch', 'time', 'heads'
-      )
+      return constrain(x.astype(jnp.float32) @ w, 'batch', 'time', 'heads')
 
     return titans.Gates(
-        gate('eta', True),
-        gate('alpha', config.titans.retention),
-        gate('mu', config.titans.momentum),
+        gate('eta'),
+        gate('alpha') if config.titans.retention else None,
+        gate('mu') if config.titans.momentum else None,
     )
 
   def initial(self, options: titans.Options, head_dim: int) -> dict:

@@ -293,13 +293,13 @@ def layer(
   constants = tile_params(
       params, initial if layout.restarts else None, options.plain_heads
   )
-  bank, frozen, momentum = (
-      None if m is None else dgd.pack(m, names)[0]
-      for m in (
-          state.memories, state.memories | state.frozen, state.momentum
-      )
-  )
-  frozen = only_copied(frozen, layout) if any(kept) else None
+  bank, _ = dgd.pack(state.memories, names)
+  frozen = momentum = None
+  if any(kept):
+    copies, _ = dgd.pack(state.memories | state.frozen, names)
+    frozen = only_copied(copies, layout)
+  if state.momentum is not None:
+    momentum, _ = dgd.pack(state.momentum, names)
   scan = _choose_scan(
       options, x, constants, (bank, frozen, momentum), tile=tile,
       partition=partition, interpret=interpret,
