@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from hope_jax.kernels.dgd.products import Precision, column, matmul, row
-from hope_jax.nested import dgd
+from hope_jax.nested import dgd, integers
 from hope_jax.nested import memory as memory_lib
 from hope_jax.nested.dgd import unit
 from hope_jax.types import Array
@@ -46,6 +46,7 @@ class Options(NamedTuple):
   precision: Precision
   implementation: str = 'xla'  # or 'auto', or one that has a `scan`
   plain_heads: int = 0  # the last ones: no decay along the key
+  arithmetic: Literal['real', 'integer'] = 'real'  # see `integers`
 
   def rule(self) -> dgd.Rule:
     """How the bank of the written memories is written and read."""
@@ -135,12 +136,14 @@ def project(params, frozen, members, x, options) -> Projected:
     part = z[name][..., start * size : (start + 1) * size, :]
     return memory_lib.read(copies[name], stream, options.precision, z=part)
 
-  k = unit(memory('k', x.k, 0))
+  exact = options.arithmetic == 'integer'
+  to_key = integers.corner if exact else unit
+  k = to_key(memory('k', x.k, 0))
   v = memory('v', x.v, 1)
   if 'q' in options.adaptive:
-    q = unit(memory('q', x.q, 2))
+    q = to_key(memory('q', x.q, 2))
   else:
-    q = unit(matmul(x.q, params['w_q'], options.precision))
+    q = to_key(matmul(x.q, params['w_q'], options.precision))
 
   def gate(name):
     return row(memory(name, x.k, 0) + params['bias_' + name])
@@ -148,11 +151,17 @@ def project(params, frozen, members, x, options) -> Projected:
   eta_gate = gate('eta')
   log_alpha = jnp.zeros_like(eta_gate)
   if options.retention:
-    log_alpha = jax.nn.log_sigmoid(gate('alpha'))
+    to_log = integers.log_retention if exact else jax.nn.log_sigmoid
+    log_alpha = to_log(gate('alpha'))
   most, share = jnp.exp(log_alpha), jax.nn.sigmoid
   if options.eigenvalues == 'signed':
-    most, share = 1 + most, jax.nn.hard_sigmoid
+    # Where nothing is erased there is nothing to turn over.
+    decaying = params['decaying']
+    most = 1 + (most if decaying is None else decaying[..., 0] * most)
+    share = jax.nn.hard_sigmoid
   eta = most * options.eta_max * share(eta_gate)
+  if exact:
+    eta = integers.whole(eta)
   log_mu = None
   if options.momentum:
     log_mu = jax.nn.log_sigmoid(row(
@@ -235,9 +244,9 @@ def tile_step(params, carry, xs, marks, kept=(), *, layout: Layout):
   )
   sees_chunk = options.read != 'boundary'
   chunk = dgd.Chunk(
-      k=made.k, targets=_targets(frozen, made, layout), eta=made.eta,
-      log_alpha=made.log_alpha, log_mu=made.log_mu, present=marks.valid,
-      q=made.q if sees_chunk else None,
+      k=made.k, targets=_targets(frozen, made, layout, params['decaying']),
+      eta=made.eta, log_alpha=made.log_alpha, log_mu=made.log_mu,
+      present=marks.valid, q=made.q if sees_chunk else None,
   )
   new_bank, momentum, o = dgd.step(
       bank, frozen, momentum, chunk, members=members, rule=options.rule(),
@@ -246,6 +255,8 @@ def tile_step(params, carry, xs, marks, kept=(), *, layout: Layout):
   if not sees_chunk:
     main = dgd.unpack(frozen, members)[MAIN]
     o = memory_lib.read(main, made.q, options.precision)
+  if options.arithmetic == 'integer':
+    o = integers.compress(o)
   write = made.eta * row(jnp.sum(made.k * made.k, axis=-1, keepdims=True))
   erased = 0 * write if options.layers == 'none' else write
   if params['decaying'] is not None:
@@ -260,7 +271,9 @@ def tile_step(params, carry, xs, marks, kept=(), *, layout: Layout):
   return (new_bank, frozen if carries_frozen else None, momentum), (o, stats)
 
 
-def _targets(frozen, made: Projected, layout: Layout) -> dict[str, Array]:
+def _targets(
+    frozen, made: Projected, layout: Layout, decaying: Array | None
+) -> dict[str, Array]:
   """name -> v^ [B, H, C, V], what each memory of the bank is to answer."""
   options, members = layout.options, layout.members
   z = members.split(matmul(made.v, frozen.first, options.precision))
@@ -270,14 +283,20 @@ def _targets(frozen, made: Projected, layout: Layout) -> dict[str, Array]:
     targets[name] = y if options.target == 'raw' else bound(y)
   if options.target == 'value':
     targets[MAIN] = made.v
+  if options.arithmetic == 'integer':
+    targets = {name: integers.corner(y) for name, y in targets.items()}
   if options.eigenvalues == 'positive':
     return targets
   alpha = jnp.exp(made.log_alpha)
   share = {name: options.projection_eta for name in targets} | {MAIN: 1.0}
-  return {
-      name: column(target_scale(share[name] * made.eta, alpha)) * y
-      for name, y in targets.items()
-  }
+
+  def scaled(name, y):
+    scale = column(target_scale(share[name] * made.eta, alpha))
+    if decaying is not None:
+      scale = jnp.where(decaying > 0, scale, 1)
+    return scale * y
+
+  return {name: scaled(name, y) for name, y in targets.items()}
 
 
 def _select(flag: Array, new, old):

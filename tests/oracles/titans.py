@@ -28,6 +28,15 @@ def bound(x):
   return x / np.sqrt(1 + x @ x)
 
 
+def corner(x):
+  """The signs of x, as a vector of length 1."""
+  return np.where(x < 0, -1.0, 1.0) / math.sqrt(len(x))
+
+
+def hard_sigmoid(x):
+  return min(max(x / 6 + 0.5, 0.0), 1.0)
+
+
 def phi(z):
   return 0.5 * z * (1 + _erf(z / math.sqrt(2))) / math.sqrt(len(z))
 
@@ -79,7 +88,8 @@ def write(memory, frozen, momentum, k, target, eta, alpha, mu, *, objective,
 
 def layer(params, x, *, chunk, projection_chunk, objective, target, read_at,
           eta_max, eigenvalues, projection_eta, retention, layers, momentum,
-          adaptive, starts=None, present=None, plain_heads=0):
+          adaptive, starts=None, present=None, plain_heads=0,
+          arithmetic='real'):
   """Runs the layer over every row and head.
 
   Args:
@@ -99,7 +109,10 @@ def layer(params, x, *, chunk, projection_chunk, objective, target, read_at,
     adaptive: names of the memories that are written besides the main one.
     starts: [B, T] bool, document starts.
     present: [B, T] bool, false at padding.
-    plain_heads: the last heads, whose memories never decay along a key.
+    plain_heads: the last heads, whose memories never decay along a key; their
+      eta is at most eta_max even if signed.
+    arithmetic: 'integer': k, q and targets are corners, eta and alpha (a hard
+      sigmoid) the nearest whole numbers, and outputs o / (1 + |o|).
 
   Returns:
     Outputs [B, T, H, K]; memories, frozen copies and momentum after the last
@@ -132,23 +145,30 @@ def layer(params, x, *, chunk, projection_chunk, objective, target, read_at,
           if position % (chunk if n == MAIN else projection_chunk) == 0:
             frozen[n] = memories[n]
         zq, zk, zv = (unit(s[b, t, h]) for s in (xq, xk, xv))
-        k = unit(read(frozen['k'], zk))
+        whole = arithmetic == 'integer'
+        erases = h < heads - plain_heads
+        aligned = corner if whole else unit
+        k = aligned(read(frozen['k'], zk))
         v = read(frozen['v'], zv)
         if 'q' in adaptive:
-          q = unit(read(frozen['q'], zq))
+          q = aligned(read(frozen['q'], zq))
         else:
-          q = unit(zq @ params['w_q'][h])
+          q = aligned(zq @ params['w_q'][h])
         alpha = 1.0
         gates = {
-            n: sigmoid(read(frozen[n], zk)[0] + params['bias_' + n][h])
+            n: read(frozen[n], zk)[0] + params['bias_' + n][h]
             for n in ('eta', 'alpha')
         }
         if retention:
-          alpha = gates['alpha']
-        eta = alpha * eta_max * gates['eta']
+          alpha = sigmoid(gates['alpha'])
+          if whole:
+            alpha = round(hard_sigmoid(gates['alpha']))
         if eigenvalues == 'signed':
-          raw = read(frozen['eta'], zk)[0] + params['bias_eta'][h]
-          eta = (1 + alpha) * eta_max * min(max(raw / 6 + 0.5, 0.0), 1.0)
+          most = 1 + alpha if erases else 1
+          eta = most * eta_max * hard_sigmoid(gates['eta'])
+        else:
+          eta = alpha * eta_max * sigmoid(gates['eta'])
+        eta = round(eta) if whole else eta
         mu = None
         if momentum:
           mu = sigmoid(zk @ params['w_mu'][h] + params['bias_mu'][h])
@@ -163,18 +183,22 @@ def layer(params, x, *, chunk, projection_chunk, objective, target, read_at,
             aim = read(frozen[n], v)
             aim = aim if target == 'raw' else bound(aim)
           rate = eta if n == MAIN else projection_eta * eta
-          if eigenvalues == 'signed':  # written: at most 1 - |alpha - rate|
+          aim = corner(aim) if whole else aim
+          # Written: at most 1 - |alpha - rate|.
+          if eigenvalues == 'signed' and erases:
             aim = aim * min(1.0, (1 + alpha - rate) / rate) if rate else aim
           new[n], m = write(
               memories[n], frozen[n], moments[n] if momentum else None, k, aim,
               rate, alpha, mu, objective=objective,
-              layers='none' if h >= heads - plain_heads else layers,
+              layers=layers if erases else 'none',
           )
           if momentum:
             moments[n] = m
         memories = {**memories, **new}
         if read_at == 'after':
           o[b, t, h] = read(memories[MAIN], q)
+        if whole:
+          o[b, t, h] /= 1 + abs(o[b, t, h])
         position += 1
       phase[b] = position % max(chunk, projection_chunk)
       states[b, h] = (memories, frozen, moments)
