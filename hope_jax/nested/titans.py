@@ -45,10 +45,17 @@ the token's own key and rate, and, as nothing is written, on no frozen copy.
 **Counting** (`plain_heads`). A decay along the key erases part of whatever was
 added up there, and a count comes out bent. The memories of plain heads take
 gradient steps without it, M_t = alpha_t M_{t-1} - eta_t grad L, so that equal
-writes add up to equal steps (NL Table 6, "w/o DGD", head by head). With targets
-in the unit ball a token adds at most 1, |M_t| <= alpha |M_{t-1}| + 1: with
-retention no more than 1 / (1 - alpha) in all, and without it as much as the
-text is long.
+writes add up to equal steps (NL Table 6, "w/o DGD", head by head). They have
+nothing to turn over: with signed eigenvalues their eta is at most eta_max and
+their targets are not scaled, so that a rate at its end is the full step. With
+targets in the unit ball a token adds at most 1, |M_t| <= alpha |M_{t-1}| + 1:
+with retention no more than 1 / (1 - alpha) in all, and without it as much as
+the text is long.
+
+**Exact counts** (`arithmetic='integer'`). Steps that are equal only as far as
+training asked for add up to a drift, and no rate of a plain head can take a
+count back to zero at once. `integers` rounds keys, values, rates and retention:
+then neither is left to training.
 """
 
 import functools
