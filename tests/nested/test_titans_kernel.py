@@ -119,6 +119,10 @@ def _forms():
         ('slow_rest', SLOW_REST), ('bf16', dict(precision='bf16')),
         ('signed', dict(eigenvalues='signed', momentum=False)),
         ('plain', dict(plain_heads=1, read='after')),
+        ('integer', dict(
+            arithmetic='integer', plain_heads=1, eigenvalues='signed',
+            momentum=False,
+        )),
     ):
       slow = kind == 'mlp' and name != 'default'
       yield pytest.param(
