@@ -89,7 +89,7 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
   # Weight decay keeps an LSTM's gates from closing, and a count leaks. The loss
   # is nothing before a count is exact: a usual eps (1e-8) would stop it there.
   others = {'LSTM': {'optimizer': {'weight_decay': 0.0, 'eps': 1e-15}}}
-  # What is rounded jumps: smaller steps, none where the loss is next to nothing,
+  # What is rounded jumps: smaller steps, none where hardly any loss is left,
   # and training ends before it jumps again.
   others['Hope'] = {
       'optimizer': {'learning_rate': 5e-3, 'eps': 1e-6},
