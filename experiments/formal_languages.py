@@ -22,7 +22,7 @@ LANGUAGES = (
 )
 
 
-def _hope(**titans):
+def _turning(**titans):
   """Hope that counts modulo two; the README says why these settings."""
   return {
       'architecture': 'hope',
@@ -48,9 +48,22 @@ def _hope(**titans):
   }
 
 
+def _counter():
+  """Hope whose memories hold whole numbers: half of its heads count."""
+  hope = _turning(
+      arithmetic='integer', retention=True, retention_init=0.67,
+      adaptive_v=False, target='value', read='after',
+      # A product of random corners for each stream: were keys and values one,
+      # what is added could not be taken away.
+      input_projection='streams', plain_heads=4, plain_eta_init=0.75,
+      eta_init=0.75,
+  )
+  return hope | {'heads': 8}
+
+
 def _plain_heads(adaptive_v):
   """Hope that counts without bound, too."""
-  hope = _hope(
+  hope = _turning(
       plain_heads=4, read='after', target='value', adaptive_v=adaptive_v,
       eta_init=0.75,
   )
@@ -67,12 +80,14 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
       'Transformer': {'architecture': 'transformer'},
       'Linear Transformer': {'architecture': 'linear_attention'},
       'DeltaNet': {'architecture': 'deltanet'},
-      'Hope': _hope(),
-      'Hope (chunk 16)': _hope(chunk=16, projection_chunk=16),
-      'Hope (keys and rates adapt)': _hope(
+      'Hope': _counter(),
+      # In real numbers, up to the end.
+      'Hope (turns over)': _turning(),
+      'Hope (chunk 16)': _turning(chunk=16, projection_chunk=16),
+      'Hope (keys and rates adapt)': _turning(
           adaptive_k=True, adaptive_gates=True
       ),
-      'Hope (eigenvalues >= 0)': _hope(eigenvalues='positive'),
+      'Hope (eigenvalues >= 0)': _turning(eigenvalues='positive'),
       # Count without bound, too: half of the heads erase nothing. The others
       # start with an eigenvalue of -1/2 instead of 0.
       'Hope (plain heads)': _plain_heads(adaptive_v=False),
@@ -81,6 +96,12 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
   # Weight decay keeps an LSTM's gates from closing, and a count leaks. The loss
   # is nothing before a count is exact: a usual eps (1e-8) would stop it there.
   others = {'LSTM': {'optimizer': {'weight_decay': 0.0, 'eps': 1e-15}}}
+  # What is rounded jumps: smaller steps, none where hardly any loss is left,
+  # and training ends before it jumps again.
+  others['Hope'] = {
+      'optimizer': {'learning_rate': 5e-3, 'eps': 1e-6},
+      'train': {} if tiny else {'eval_every': 250},
+  }
   # These still get better after the 3,000 steps of the others.
   if not tiny:
     longer = {'train': {'steps': 10_000}}

@@ -66,6 +66,7 @@ _OF_ADAPTING = (
     'titans.eigenvalues',
     'titans.plain_heads',
     'titans.plain_eta_init',
+    'titans.arithmetic',
 )
 
 

@@ -64,7 +64,8 @@ class TitansConfig:
   projection_eta: float = 0.1
   # eta / eta_max at initialisation.
   eta_init: float = 0.5
-  # alpha at initialisation, a token. 0.999 halves a memory in 700 tokens.
+  # alpha at initialisation, a token. 0.999 halves a memory in 700 tokens. Where
+  # it is rounded, what is rounded to 1: nearer 1/2, the sooner a token clears.
   retention_init: float = 0.999
   # Momentum S_t = mu S_{t-1} + (1 - mu) G_t on the inner gradient. Only Table 6
   # speaks of it; mu is data-dependent, momentum_init at initialisation. Off: it
@@ -94,6 +95,11 @@ class TitansConfig:
   plain_heads: int = 0
   # eta_init of these heads.
   plain_eta_init: float = 0.5
+  # 'integer': keys, queries and targets are rounded to the corners of a cube,
+  # rates and retention to whole numbers, trained straight through, so that what
+  # a plain head adds up is exact however long the text is, and a token can
+  # clear it; see nested/integers.py. Not in the paper.
+  arithmetic: Literal['real', 'integer'] = 'real'
   # Which layers of an MLP memory DGD decays along their input.
   dgd_layers: Literal['all', 'input', 'output'] = 'all'
   # A causal convolution of window 4 on each of the q, k and v streams, ahead of
@@ -149,11 +155,14 @@ class TitansConfig:
         'TitansConfig.plain_eta_init must be in (0, 1); got'
         f' {self.plain_eta_init}',
     )
+    least = 0.5 if self.arithmetic == 'integer' else 0.99
     require(
-        0.99 <= self.retention_init < 1,
-        'TitansConfig.retention_init must be in [0.99, 1);'
+        least <= self.retention_init < 1,
+        f'TitansConfig.retention_init must be in [{least}, 1);'
         f' got {self.retention_init}',
     )
+    if self.arithmetic == 'integer':
+      self._require_whole()
     require(
         0 < self.momentum_init < 1,
         'TitansConfig.momentum_init must be in (0, 1);'
@@ -178,6 +187,16 @@ class TitansConfig:
         'TitansConfig.plain_heads must not be negative; got'
         f' {self.plain_heads}',
     )
+
+  def _require_whole(self) -> None:
+    """Refuses what makes fractions of whole numbers."""
+    for name, value in dict(objective='delta', eta_max=None, momentum=False,
+                            memory='matrix').items():
+      require(
+          getattr(self, name) == value,
+          f"TitansConfig.arithmetic='integer' needs {name}={value!r}; got"
+          f' {getattr(self, name)!r}',
+      )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -257,9 +257,10 @@ class SelfModifyingTitans(MemoryMixer):
     }
     if config.retention:
       memories['alpha'] = memory('alpha', 1)
-      params['bias_alpha'] = self.param(
-          'bias_alpha', bias(_logit(config.retention_init)), (heads,)
-      )
+      keeps = config.retention_init
+      whole = config.arithmetic == 'integer'  # then of a hard sigmoid
+      start = 6 * keeps - 3 if whole else _logit(keeps)
+      params['bias_alpha'] = self.param('bias_alpha', bias(start), (heads,))
     if 'q' in options.adaptive:
       memories['q'] = memory('q', head_dim)
     else:

@@ -60,10 +60,17 @@ the token's own key and rate, and, as nothing is written, on no frozen copy.
 **Counting** (`plain_heads`). A decay along the key erases part of whatever was
 added up there, and a count comes out bent. The memories of plain heads take
 gradient steps without it, M_t = alpha_t M_{t-1} - eta_t grad L, so that equal
-writes add up to equal steps (NL Table 6, "w/o DGD", head by head). With targets
-in the unit ball a token adds at most 1, |M_t| <= alpha |M_{t-1}| + 1: with
-retention no more than 1 / (1 - alpha) in all, and without it as much as the
-text is long.
+writes add up to equal steps (NL Table 6, "w/o DGD", head by head). They have
+nothing to turn over: with signed eigenvalues their eta is at most eta_max and
+their targets are not scaled, so that a rate at its end is the full step. With
+targets in the unit ball a token adds at most 1, |M_t| <= alpha |M_{t-1}| + 1:
+with retention no more than 1 / (1 - alpha) in all, and without it as much as
+the text is long.
+
+**Exact counts** (`arithmetic='integer'`). Steps that are equal only as far as
+training asked for add up to a drift, and no rate of a plain head can take a
+count back to zero at once. `integers` rounds keys, values, rates and retention:
+then neither is left to training.
 """
 
 import functools
@@ -75,20 +82,18 @@ from jax.sharding import PartitionSpec
 
 from hope_jax.kernels.dgd import implementations
 from hope_jax.kernels.dgd.layer import Layer
-from hope_jax.nested import dgd, levels
+from hope_jax.nested import dgd, integers, levels
+from hope_jax.nested import frozen as frozen_lib
 from hope_jax.nested.memory import Memory, Mlp
 from hope_jax.nested.titans_tile import (
   MAIN,
-  Copied,
   Gates,
   Layout,
   Marks,
   Options,
   Streams,
-  only_copied,
   tile_params,
   tile_step,
-  with_copied,
 )
 from hope_jax.types import Array
 
@@ -105,7 +110,7 @@ class TitansState(NamedTuple):
   phase: Array  # [B] int32, tokens into the longer of the two chunks
 
 
-def copied(options: Options, main: Memory) -> Copied:
+def copied(options: Options, main: Memory) -> frozen_lib.Copied:
   """Which memories carry a frozen copy from token to token.
 
   In chunks of one token it is the memory itself. The main memory's is read for
@@ -116,13 +121,13 @@ def copied(options: Options, main: Memory) -> Copied:
       options.target != 'value' or options.objective == 'l2'
       or options.read == 'boundary' or isinstance(main, Mlp)
   )
-  return Copied(
+  return frozen_lib.Copied(
       main=options.chunk > 1 and read_main,
       rest=options.projection_chunk > 1 and bool(options.adaptive),
   )
 
 
-def _names(options: Options, kept: Copied) -> tuple[str, ...]:
+def _names(options: Options, kept: frozen_lib.Copied) -> tuple[str, ...]:
   """Names of the memories that are copied."""
   main = (MAIN,) if kept.main else ()
   return main + (options.adaptive if kept.rest else ())
@@ -297,7 +302,7 @@ def layer(
   frozen = momentum = None
   if any(kept):
     copies, _ = dgd.pack(state.memories | state.frozen, names)
-    frozen = only_copied(copies, layout)
+    frozen = frozen_lib.only_copied(copies, members, kept)
   if state.momentum is not None:
     momentum, _ = dgd.pack(state.momentum, names)
   scan = _choose_scan(
@@ -313,8 +318,11 @@ def layer(
   memories = dgd.unpack(bank, members)
   copies = memories
   if frozen is not None:
-    copies = dgd.unpack(with_copied(bank, frozen, layout), members)
+    whole = frozen_lib.with_copied(bank, frozen, members, kept)
+    copies = dgd.unpack(whole, members)
   o = levels.from_tiles(o, grid, length)
+  if options.arithmetic == 'integer':
+    o = integers.compress(o)
   o = jnp.where(grid.overflow[:, None, None, None], jnp.nan, o)
   state = TitansState(
       memories,

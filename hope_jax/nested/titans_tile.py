@@ -16,7 +16,8 @@ from hope_jax.kernels.dgd.products import (
   row,
   transpose,
 )
-from hope_jax.nested import dgd
+from hope_jax.nested import dgd, integers
+from hope_jax.nested import frozen as frozen_lib
 from hope_jax.nested import memory as memory_lib
 from hope_jax.nested.dgd import unit
 from hope_jax.types import Array
@@ -62,6 +63,7 @@ class Options(NamedTuple):
   plain_heads: int = 0  # the last ones: no decay along the key
   read_residual: Literal['none', 'learned', 'full'] = 'full'
   values: Literal['unit', 'length'] = 'unit'
+  arithmetic: Literal['real', 'integer'] = 'real'  # see `integers`
 
   def rule(self) -> dgd.Rule:
     """How the bank of the written memories is written and read."""
@@ -81,18 +83,11 @@ class Marks(NamedTuple):
   reset: Array  # 1 where a document starts with the tile
 
 
-class Copied(NamedTuple):
-  """Of which memories a frozen copy outlives the tile that it was made in."""
-
-  main: bool
-  rest: bool
-
-
 class Layout(NamedTuple):
   """What is known of a scan when it is compiled."""
 
   members: dgd.Members
-  copied: Copied
+  copied: frozen_lib.Copied
   always_open: bool  # every tile opens a chunk: no frozen copy is carried
   restarts: bool  # documents may start
   options: Options
@@ -166,16 +161,18 @@ def project(params, frozen, members, x, gates, options) -> Projected:
     y = memory_lib.apply(memory, stream, options.precision, z=part)
     return _widen(params, name, y, options)
 
-  k = unit(z_k + written('k', z_k, 0))
+  exact = options.arithmetic == 'integer'
+  to_key = integers.corner if exact else unit
+  k = to_key(z_k + written('k', z_k, 0))
   v = written('v', z_v, 1)
   if options.values == 'unit':
     v = z_v + v
   else:
     v = x.v + jnp.sqrt(jnp.sum(x.v * x.v, axis=-1, keepdims=True) + 1e-12) * v
   if 'q' in options.adaptive:
-    q = unit(z_q + written('q', z_q, 2))
+    q = to_key(z_q + written('q', z_q, 2))
   else:
-    q = unit(matmul(z_q, params['w_q'], options.precision))
+    q = to_key(matmul(z_q, params['w_q'], options.precision))
 
   def gate(name):
     y = row(written(name, z_k, 0) + params['bias_' + name])
@@ -184,11 +181,17 @@ def project(params, frozen, members, x, gates, options) -> Projected:
   eta_gate = gate('eta')
   log_alpha = jnp.zeros_like(eta_gate)
   if options.retention:
-    log_alpha = jax.nn.log_sigmoid(gate('alpha'))
+    to_log = integers.log_retention if exact else jax.nn.log_sigmoid
+    log_alpha = to_log(gate('alpha'))
   most, share = jnp.exp(log_alpha), jax.nn.sigmoid
   if options.eigenvalues == 'signed':
-    most, share = 1 + most, jax.nn.hard_sigmoid
+    # Where nothing is erased there is nothing to turn over.
+    decaying = params['decaying']
+    most = 1 + (most if decaying is None else decaying[..., 0] * most)
+    share = jax.nn.hard_sigmoid
   eta = most * options.eta_max * share(eta_gate)
+  if exact:
+    eta = integers.whole(eta)
   log_mu = None
   if options.momentum:
     log_mu = jax.nn.log_sigmoid(_momentum_gate(params, z_k, gates))
@@ -260,17 +263,22 @@ def tile_step(params, carry, xs, marks, kept=(), *, layout: Layout):
   if layout.restarts:
     flag = column(marks.reset)[..., :1, :]
     initial = params['initial']
-    bank = _select(flag, initial, bank)
+    bank = frozen_lib.select(flag, initial, bank)
     if frozen is not None:
-      frozen = _select(flag, only_copied(initial, layout), frozen)
+      frozen = frozen_lib.select(flag, frozen_lib.only_copied(
+          initial, members, layout.copied
+      ), frozen)
     momentum = jax.tree.map(
-        lambda x: _select(flag, jnp.zeros_like(x), x), momentum
+        lambda x: frozen_lib.select(flag, jnp.zeros_like(x), x), momentum
     )
   carries_frozen = frozen is not None
   if layout.always_open or frozen is None:
     frozen = bank
   else:
-    frozen = _refresh(frozen, bank, marks, layout)
+    frozen = frozen_lib.refresh(
+        frozen, bank, (marks.opens_main, marks.opens_rest), members,
+        layout.copied,
+    )
   xs = jax.tree.map(
       lambda x: x.astype(jnp.promote_types(x, jnp.float32)), xs
   )
@@ -312,7 +320,8 @@ def tile_step(params, carry, xs, marks, kept=(), *, layout: Layout):
   }
   carry = new_bank, None, momentum
   if carries_frozen:
-    carry = new_bank, only_copied(frozen, layout), momentum
+    frozen = frozen_lib.only_copied(frozen, members, layout.copied)
+    carry = new_bank, frozen, momentum
   return carry, (o, stats)
 
 
@@ -322,6 +331,7 @@ def _targets(params, frozen, made: Projected, layout) -> dict[str, Array]:
   A memory of low rank is asked for what its basis sees of its answer.
   """
   options, members = layout.options, layout.members
+  decaying = params['decaying']
   v = made.v if options.values == 'unit' else unit(made.v)
   z = members.split(matmul(v, frozen.first, options.precision))
   targets = {}
@@ -335,75 +345,17 @@ def _targets(params, frozen, made: Projected, layout) -> dict[str, Array]:
     if name in params['bases']:
       y = matmul(y, transpose(params['bases'][name]), options.precision)
     targets[name] = y if options.target == 'raw' else bound(y)
+  if options.arithmetic == 'integer':
+    targets = {name: integers.corner(y) for name, y in targets.items()}
   if options.eigenvalues == 'positive':
     return targets
   alpha = jnp.exp(made.log_alpha)
   share = {name: options.projection_eta for name in targets} | {MAIN: 1.0}
-  return {
-      name: column(target_scale(share[name] * made.eta, alpha)) * y
-      for name, y in targets.items()
-  }
 
+  def scaled(name, y):
+    scale = column(target_scale(share[name] * made.eta, alpha))
+    if decaying is not None:
+      scale = jnp.where(decaying > 0, scale, 1)
+    return scale * y
 
-def _select(flag: Array, new, old):
-  """Where flag [..., 1, 1] is positive, the leaves of `new`, else of `old`."""
-
-  def leaf(a, b):  # a stack of memories has an axis more
-    where = flag if b.ndim == flag.ndim else flag[..., None, :, :]
-    return jnp.where(where > 0, a, b)
-
-  return jax.tree.map(leaf, new, old)
-
-
-def only_copied(bank: dgd.Bank, layout: Layout) -> dgd.Bank:
-  """What a carry keeps of a bank of frozen copies: those that are copied."""
-  members, copied = layout.members, layout.copied
-  start = 0 if copied.main else members.widths[0]
-  stop = None if copied.rest else members.widths[0]
-  return dgd.Bank(
-      bank.first[..., start:stop],
-      tuple(
-          x for stack, x in zip(members.stacks, bank.second)
-          if (copied.main if members.is_first(stack) else copied.rest)
-      ),
-  )
-
-
-def with_copied(bank: dgd.Bank, kept: dgd.Bank, layout: Layout) -> dgd.Bank:
-  """The bank, with the copies that a carry keeps in their memories' places."""
-  members, copied = layout.members, layout.copied
-  width = members.widths[0]
-  parts = [
-      *([] if copied.main else [bank.first[..., :width]]), kept.first,
-      *([] if copied.rest else [bank.first[..., width:]]),
-  ]
-  copies = iter(kept.second)
-  return dgd.Bank(
-      jnp.concatenate(parts, axis=-1),
-      tuple(
-          next(copies)
-          if (copied.main if members.is_first(stack) else copied.rest)
-          else x
-          for stack, x in zip(members.stacks, bank.second)
-      ),
-  )
-
-
-def _refresh(frozen, bank, marks, layout) -> dgd.Bank:
-  """All frozen copies; a memory whose chunk starts with this tile anew."""
-  members = layout.members
-  frozen = with_copied(bank, frozen, layout)
-  main, rest = (
-      column(x)[..., :1, :] for x in (marks.opens_main, marks.opens_rest)
-  )
-  width = members.widths[0]
-  parts = [_select(main, bank.first[..., :width], frozen.first[..., :width])]
-  if len(members.names) > 1:
-    parts.append(
-        _select(rest, bank.first[..., width:], frozen.first[..., width:])
-    )
-  second = tuple(
-      _select(main if members.is_first(stack) else rest, new, old)
-      for stack, new, old in zip(members.stacks, bank.second, frozen.second)
-  )
-  return dgd.Bank(jnp.concatenate(parts, axis=-1), second)
+  return {name: scaled(name, y) for name, y in targets.items()}

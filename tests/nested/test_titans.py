@@ -55,7 +55,9 @@ def test_layer_is_the_token_serial_layer(x64, variant, kind):
   expected, *expected_state = expect(params, x, gates=gates, **changes)
   np.testing.assert_allclose(o, expected, atol=1e-11)
   assert_state(state, expected_state)
-  limit = 2 if 'signed' in variant else 1
+  limit = 2 if changes.get('eigenvalues') == 'signed' else 1
+  if 'integer' in variant:  # A rate that is rounded is its bound.
+    limit += 1e-9
   assert 0 < diagnostics['max_write'] < limit or 'l2' in variant
   assert diagnostics['mean_alpha'] <= 1
   assert diagnostics['least_eigenvalue'] >= 1 - limit or 'l2' in variant

@@ -136,6 +136,10 @@ def _forms():
         ('signed', dict(eigenvalues='signed', momentum=False)),
         ('low_rank', LOW_RANK),
         ('plain', dict(plain_heads=1, read='after')),
+        ('integer', dict(
+            arithmetic='integer', plain_heads=1, eigenvalues='signed',
+            momentum=False,
+        )),
     ):
       slow = kind == 'mlp' and name != 'default'
       yield pytest.param(

@@ -65,6 +65,12 @@ VARIANTS = {
     ),
     'low_rank_l2': dict(rank=2, objective='l2', eta_max=0.25, target='raw'),
     'low_rank_signed': dict(rank=3, eigenvalues='signed', momentum=False),
+    # Clears, adds, sets and turns over; a memory that adapts is rounded too.
+    'integer': dict(
+        arithmetic='integer', plain_heads=1, momentum=False, read='after',
+        eigenvalues='signed', target='value', adaptive=('v',),
+    ),
+    'integer_positive': dict(arithmetic='integer', momentum=False),
     # What Titans itself and a TTT layer are, see models/blocks.py.
     'titans': dict(
         objective='l2', eta_max=0.25, target='value', layers='none',

@@ -28,6 +28,15 @@ def bound(x):
   return x / np.sqrt(1 + x @ x)
 
 
+def corner(x):
+  """The signs of x, as a vector of length 1."""
+  return np.where(x < 0, -1.0, 1.0) / math.sqrt(len(x))
+
+
+def hard_sigmoid(x):
+  return min(max(x / 6 + 0.5, 0.0), 1.0)
+
+
 def phi(z):
   return 0.5 * z * (1 + _erf(z / math.sqrt(2))) / math.sqrt(len(z))
 
@@ -88,7 +97,7 @@ def write(memory, frozen, momentum, k, target, eta, alpha, mu, *, objective,
 def layer(params, x, *, chunk, projection_chunk, objective, target, read_at,
           eta_max, eigenvalues, projection_eta, retention, layers, momentum,
           adaptive, starts=None, present=None, plain_heads=0,
-          read_residual='full', values='unit', gates=None):
+          read_residual='full', values='unit', gates=None, arithmetic='real'):
   """Runs the layer over every row and head.
 
   Args:
@@ -109,11 +118,14 @@ def layer(params, x, *, chunk, projection_chunk, objective, target, read_at,
     adaptive: names of the memories that are written besides the main one.
     starts: [B, T] bool, document starts.
     present: [B, T] bool, false at padding.
-    plain_heads: the last heads, whose memories never decay along a key.
+    plain_heads: the last heads, whose memories never decay along a key; their
+      eta is at most eta_max even if signed.
     read_residual: what of the query is added to an answer: 'full', 'none' or
       'learned', params['read_share'].
     values: 'unit', or 'length': as long as they come.
     gates: what is added to the logits 'eta', 'alpha' and 'mu', [B, T, H] each.
+    arithmetic: 'integer': k, q and targets are corners, eta and alpha (a hard
+      sigmoid) the nearest whole numbers, and outputs o / (1 + |o|).
 
   Returns:
     Outputs [B, T, H, K]; memories, frozen copies and momentum after the last
@@ -156,14 +168,17 @@ def layer(params, x, *, chunk, projection_chunk, objective, target, read_at,
           basis = bases.get(n)  # noqa: B023
           return read(memory if basis is None else memory | {'basis': basis}, z)
 
-        k = unit(answer('k', zk))
+        whole = arithmetic == 'integer'
+        erases = h < heads - plain_heads
+        aligned = corner if whole else unit
+        k = aligned(answer('k', zk))
         v = answer('v', zv)
         if values == 'length':
           v = xv[b, t, h] + np.sqrt(xv[b, t, h] @ xv[b, t, h]) * (v - zv)
         if 'q' in adaptive:
-          q = unit(answer('q', zq))
+          q = aligned(answer('q', zq))
         else:
-          q = unit(zq @ params['w_q'][h])
+          q = aligned(zq @ params['w_q'][h])
         alpha = 1.0
         raw = {
             n: read(frozen[n], zk)[0] + params['bias_' + n][h]
@@ -172,10 +187,14 @@ def layer(params, x, *, chunk, projection_chunk, objective, target, read_at,
         }
         if retention:
           alpha = sigmoid(raw['alpha'])
-        eta = alpha * eta_max * sigmoid(raw['eta'])
+          if whole:
+            alpha = round(hard_sigmoid(raw['alpha']))
         if eigenvalues == 'signed':
-          raw = raw['eta']
-          eta = (1 + alpha) * eta_max * min(max(raw / 6 + 0.5, 0.0), 1.0)
+          most = 1 + alpha if erases else 1
+          eta = most * eta_max * hard_sigmoid(raw['eta'])
+        else:
+          eta = alpha * eta_max * sigmoid(raw['eta'])
+        eta = round(eta) if whole else eta
         mu = None
         if momentum:
           of_input = zk @ params['w_mu'][h]
@@ -194,18 +213,22 @@ def layer(params, x, *, chunk, projection_chunk, objective, target, read_at,
             aim = bases[n] @ aim if n in bases else aim
             aim = aim if target == 'raw' else bound(aim)
           rate = eta if n == MAIN else projection_eta * eta
-          if eigenvalues == 'signed':  # written: at most 1 - |alpha - rate|
+          aim = corner(aim) if whole else aim
+          # Written: at most 1 - |alpha - rate|.
+          if eigenvalues == 'signed' and erases:
             aim = aim * min(1.0, (1 + alpha - rate) / rate) if rate else aim
           new[n], m = write(
               memories[n], frozen[n], moments[n] if momentum else None, k, aim,
               rate, alpha, mu, objective=objective, layers=layers,
-              plain=h >= heads - plain_heads,
+              plain=not erases,
           )
           if momentum:
             moments[n] = m
         memories = {**memories, **new}
         if read_at == 'after':
           o[b, t, h] = share[h] * q + apply(memories[MAIN], q)
+        if whole:
+          o[b, t, h] /= 1 + abs(o[b, t, h])
         position += 1
       phase[b] = position % max(chunk, projection_chunk)
       states[b, h] = (memories, frozen, moments)
