@@ -42,6 +42,15 @@ ROWS = (
     {'name': 'Hope'},
     *({'name': name, 'model': model} for name, model in PARTS.items()),
     {'name': 'with momentum', 'model': {'titans': {'momentum': True}}},
+    # Each field in which the default is not the paper's, and was chosen here.
+    {'name': 'with a fixed residual',
+     'model': {'titans': {'read_residual': 'full'}}},
+    {'name': 'without a residual',
+     'model': {'titans': {'read_residual': 'none'}}},
+    {'name': 'without a residual, values of a length',
+     'model': {'titans': {'read_residual': 'none', 'values': 'length'}}},
+    {'name': 'with values of a length',
+     'model': {'titans': {'values': 'length'}}},
     {'name': 'literal', 'model': _literal({})},
     *(
         {'name': f'literal, {name}', 'model': _literal(model)}

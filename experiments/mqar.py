@@ -27,6 +27,11 @@ ROWS = (
         for name, (kind, dims) in WIDTHS.items()
         for dim in dims
     ),
+    {'name': 'Hope 60 (no residual, values of a length)',
+     'model': {
+         'architecture': 'hope', 'dim': 60,
+         'titans': {'read_residual': 'none', 'values': 'length'},
+     }},
 )
 
 

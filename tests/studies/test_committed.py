@@ -12,7 +12,7 @@ from hope_jax.studies import grid, runner
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXPERIMENTS = (
-    'ablation', 'formal_languages', 'mad', 'mqar', 'needles',
+    'ablation', 'formal_languages', 'mad', 'mqar', 'mqar_why', 'needles',
     'optimizers/landscape', 'optimizers/digits', 'optimizers/text',
 )
 
