@@ -42,8 +42,10 @@ class TitansConfig:
   # The query's share of what it reads, o = share q + M q: 'full', 1 (Eq. 89's
   # identity path, read literally), where a query drowns the answer; 'none', as
   # in DeltaNet, where a text's last tokens are told by memory alone, which
-  # takes longer to learn; 'learned', one of each head, from 1.
+  # takes longer to learn; 'learned', one of each head.
   read_residual: Literal['none', 'learned', 'full'] = 'learned'
+  # The learned share at initialisation.
+  residual_init: float = 1.0
   # Which state a query reads: 'after', the state after its own token's write,
   # as in Titans and DeltaNet; 'causal', the state before it (Eq. 86);
   # 'boundary', the frozen copy (Eq. 90), blind to its own chunk.

@@ -281,5 +281,6 @@ class SelfModifyingTitans(MemoryMixer):
             (heads, head_dim),
         )
     if config.read_residual == 'learned':
-      params['read_share'] = self.param('read_share', bias(1.0), (heads,))
+      start = bias(config.residual_init)
+      params['read_share'] = self.param('read_share', start, (heads,))
     return params
