@@ -48,7 +48,7 @@ def _turning(**titans):
   }
 
 
-def _counter():
+def _whole_numbers():
   """Hope whose memories hold whole numbers: half of its heads count."""
   hope = _turning(
       arithmetic='integer', retention=True, retention_init=0.67,
@@ -80,9 +80,7 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
       'Transformer': {'architecture': 'transformer'},
       'Linear Transformer': {'architecture': 'linear_attention'},
       'DeltaNet': {'architecture': 'deltanet'},
-      'Hope': _counter(),
-      # In real numbers, up to the end.
-      'Hope (turns over)': _turning(),
+      'Hope': _turning(),
       'Hope (chunk 16)': _turning(chunk=16, projection_chunk=16),
       'Hope (keys and rates adapt)': _turning(
           adaptive_k=True, adaptive_gates=True
@@ -92,13 +90,15 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
       # start with an eigenvalue of -1/2 instead of 0.
       'Hope (plain heads)': _plain_heads(adaptive_v=False),
       'Hope (plain heads, values adapt)': _plain_heads(adaptive_v=True),
+      # The same, exactly, and forget at once.
+      'Hope (whole numbers)': _whole_numbers(),
   }
   # Weight decay keeps an LSTM's gates from closing, and a count leaks. The loss
   # is nothing before a count is exact: a usual eps (1e-8) would stop it there.
   others = {'LSTM': {'optimizer': {'weight_decay': 0.0, 'eps': 1e-15}}}
   # What is rounded jumps: smaller steps, none where hardly any loss is left,
   # and training ends before it jumps again.
-  others['Hope'] = {
+  others['Hope (whole numbers)'] = {
       'optimizer': {'learning_rate': 5e-3, 'eps': 1e-6},
       'train': {} if tiny else {'eval_every': 250},
   }
