@@ -67,7 +67,7 @@ from jax.sharding import PartitionSpec
 
 from hope_jax.kernels.dgd import implementations
 from hope_jax.kernels.dgd.layer import Layer
-from hope_jax.nested import dgd, integers, levels
+from hope_jax.nested import dgd, levels
 from hope_jax.nested.memory import Memory
 from hope_jax.nested.titans_tile import (
   MAIN,
@@ -264,8 +264,6 @@ def layer(
   )
   memories = dgd.unpack(bank, members)
   o = levels.from_tiles(o, grid, length)
-  if options.arithmetic == 'integer':
-    o = integers.compress(o)
   o = jnp.where(grid.overflow[:, None, None, None], jnp.nan, o)
   state = TitansState(
       memories,

@@ -255,6 +255,8 @@ def tile_step(params, carry, xs, marks, kept=(), *, layout: Layout):
   if not sees_chunk:
     main = dgd.unpack(frozen, members)[MAIN]
     o = memory_lib.read(main, made.q, options.precision)
+  if o is not None and options.arithmetic == 'integer':
+    o = integers.compress(o)
   write = made.eta * row(jnp.sum(made.k * made.k, axis=-1, keepdims=True))
   erased = 0 * write if options.layers == 'none' else write
   if params['decaying'] is not None:
