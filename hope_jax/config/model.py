@@ -44,8 +44,9 @@ class TitansConfig:
   # in DeltaNet, where a text's last tokens are told by memory alone, which
   # takes longer to learn; 'learned', one of each head.
   read_residual: Literal['none', 'learned', 'full'] = 'learned'
-  # The learned share at initialisation.
-  residual_init: float = 1.0
+  # The learned share at initialisation. Nearer 1 a text is learned sooner, nearer
+  # 0 recall is (experiments/mqar/WHY.md); both are well served by 1/2.
+  residual_init: float = 0.5
   # Which state a query reads: 'after', the state after its own token's write,
   # as in Titans and DeltaNet; 'causal', the state before it (Eq. 86);
   # 'boundary', the frozen copy (Eq. 90), blind to its own chunk.

@@ -9,7 +9,7 @@ chunk start, and g_t what the layer's input adds to a gate:
     eta_t = alpha_t eta_max sigmoid(M_eta,c(z_k) + g_eta,t + b_eta)
     v^_t = v_t of the main memory, bound(M_c(v_t)) of each other
     M_t = M_{t-1} (alpha_t I - eta_t k_t k_t^T) - eta_t grad L(M_c; k_t, v^_t)
-    o_t = r q_t + M_memory,t q_t        r a learned share of each head, from 1
+    o_t = r q_t + M_memory,t q_t        r a learned share of each head
 
 for M in {memory, k, v, eta, alpha} (and q where it is adaptive).
 
@@ -82,7 +82,7 @@ from jax.sharding import PartitionSpec
 
 from hope_jax.kernels.dgd import implementations
 from hope_jax.kernels.dgd.layer import Layer
-from hope_jax.nested import dgd, integers, levels
+from hope_jax.nested import dgd, levels
 from hope_jax.nested import frozen as frozen_lib
 from hope_jax.nested.memory import Memory, Mlp
 from hope_jax.nested.titans_tile import (
@@ -235,6 +235,39 @@ def _choose_scan(
   return functools.partial(_scan_whole, run=run)
 
 
+# Banks of the memories, of the frozen copies that are kept or None, and of the
+# momentum or None.
+Carry = tuple[dgd.Bank, dgd.Bank | None, dgd.Bank | None]
+
+
+def _to_carry(state: TitansState, layout: Layout) -> Carry:
+  """What is scanned, of a state."""
+  members = layout.members
+  frozen = momentum = None
+  if any(layout.copied):
+    copies, _ = dgd.pack(state.memories | state.frozen, members.names)
+    frozen = frozen_lib.only_copied(copies, members, layout.copied)
+  if state.momentum is not None:
+    momentum, _ = dgd.pack(state.momentum, members.names)
+  return dgd.pack(state.memories, members.names)[0], frozen, momentum
+
+
+def _to_state(carry: Carry, phase: Array, layout: Layout) -> TitansState:
+  """The state, of what was scanned; without frozen copies they are new."""
+  bank, frozen, momentum = carry
+  members, kept = layout.members, layout.copied
+  memories = copies = dgd.unpack(bank, members)
+  if frozen is not None:
+    whole = frozen_lib.with_copied(bank, frozen, members, kept)
+    copies = dgd.unpack(whole, members)
+  return TitansState(
+      memories,
+      {name: copies[name] for name in _names(layout.options, kept)},
+      None if momentum is None else dgd.unpack(momentum, members),
+      phase,
+  )
+
+
 def layer(
     params: dict,
     x: Streams,
@@ -286,10 +319,9 @@ def layer(
   initial, members = dgd.pack(
       {name: params['memories'][name] for name in names}, names
   )
-  kept = copied(options, params['memories'][MAIN])
   layout = Layout(
       members=members,
-      copied=kept,
+      copied=copied(options, params['memories'][MAIN]),
       # Static: where all tiles open a chunk, no frozen copy is needed.
       always_open=grid.token is None and present is None and tile == period,
       restarts=starts is not None,
@@ -298,39 +330,21 @@ def layer(
   constants = tile_params(
       params, initial if layout.restarts else None, options.plain_heads
   )
-  bank, _ = dgd.pack(state.memories, names)
-  frozen = momentum = None
-  if any(kept):
-    copies, _ = dgd.pack(state.memories | state.frozen, names)
-    frozen = frozen_lib.only_copied(copies, members, kept)
-  if state.momentum is not None:
-    momentum, _ = dgd.pack(state.momentum, names)
+  carry = _to_carry(state, layout)
   scan = _choose_scan(
-      options, x, constants, (bank, frozen, momentum), tile=tile,
-      partition=partition, interpret=interpret,
+      options, x, constants, carry, tile=tile, partition=partition,
+      interpret=interpret,
   )
   if scan is not _scan_xla and layout.always_open and length % period == 0:
-    frozen = None  # what comes next opens a chunk as well
-  (bank, frozen, momentum), (o, stats) = scan(
-      functools.partial(tile_step, layout=layout), constants,
-      (bank, frozen, momentum), (x, gates), grid, _marks(grid, options),
+    carry = carry[0], None, carry[2]  # what comes next opens a chunk as well
+  carry, (o, stats) = scan(
+      functools.partial(tile_step, layout=layout), constants, carry, (x, gates),
+      grid, _marks(grid, options),
   )
-  memories = dgd.unpack(bank, members)
-  copies = memories
-  if frozen is not None:
-    whole = frozen_lib.with_copied(bank, frozen, members, kept)
-    copies = dgd.unpack(whole, members)
+  state = _to_state(carry, grid.phase, layout)
   o = levels.from_tiles(o, grid, length)
-  if options.arithmetic == 'integer':
-    o = integers.compress(o)
   o = jnp.where(grid.overflow[:, None, None, None], jnp.nan, o)
-  state = TitansState(
-      memories,
-      {name: copies[name] for name in _names(options, kept)},
-      None if momentum is None else dgd.unpack(momentum, members),
-      grid.phase,
-  )
-  return o, state, _diagnostics(stats, memories, grid, x.q.shape[2])
+  return o, state, _diagnostics(stats, state.memories, grid, x.q.shape[2])
 
 
 def _diagnostics(

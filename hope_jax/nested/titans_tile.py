@@ -296,17 +296,14 @@ def tile_step(params, carry, xs, marks, kept=(), *, layout: Layout):
       log_alpha=made.log_alpha, log_mu=made.log_mu, present=marks.valid,
       q=made.q if sees_chunk else None,
   )
-  new_bank, momentum, o = dgd.step(
+  new_bank, momentum, answer = dgd.step(
       bank, frozen, momentum, chunk, members=members, rule=options.rule(),
       decaying=params['decaying'],
   )
-  if not sees_chunk:
+  if answer is None:
     main = dgd.unpack(frozen, members)[MAIN]
-    o = memory_lib.apply(main, made.q, options.precision)
-  if options.read_residual == 'full':
-    o = made.q + o
-  elif options.read_residual == 'learned':
-    o = params['read_share'] * made.q + o
+    answer = memory_lib.apply(main, made.q, options.precision)
+  o = _output(params, made.q, answer, options)
   write = made.eta * row(jnp.sum(made.k * made.k, axis=-1, keepdims=True))
   erased = 0 * write if options.layers == 'none' else write
   if params['decaying'] is not None:
@@ -323,6 +320,16 @@ def tile_step(params, carry, xs, marks, kept=(), *, layout: Layout):
     frozen = frozen_lib.only_copied(frozen, members, layout.copied)
     carry = new_bank, frozen, momentum
   return carry, (o, stats)
+
+
+def _output(params, q: Array, answer: Array, options: Options) -> Array:
+  """o [B, H, C, V]: what the main memory answers, and the query's share."""
+  o = answer
+  if options.read_residual == 'full':
+    o = q + o
+  elif options.read_residual == 'learned':
+    o = params['read_share'] * q + o
+  return integers.compress(o) if options.arithmetic == 'integer' else o
 
 
 def _targets(params, frozen, made: Projected, layout) -> dict[str, Array]:
