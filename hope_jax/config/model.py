@@ -44,7 +44,7 @@ class TitansConfig:
   # in DeltaNet, where a text's last tokens are told by memory alone, which
   # takes longer to learn; 'learned', one of each head.
   read_residual: Literal['none', 'learned', 'full'] = 'learned'
-  # The learned share at initialisation. Nearer 1 a text is learned sooner, nearer
+  # The learned share at the start. Nearer 1 a text is learned sooner, nearer
   # 0 recall is (experiments/mqar/WHY.md); both are well served by 1/2.
   residual_init: float = 0.5
   # Which state a query reads: 'after', the state after its own token's write,
