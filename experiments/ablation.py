@@ -43,6 +43,10 @@ ROWS = (
     *({'name': name, 'model': model} for name, model in PARTS.items()),
     {'name': 'with momentum', 'model': {'titans': {'momentum': True}}},
     # Each field in which the default is not the paper's, and was chosen here.
+    {'name': 'with a residual from 1',
+     'model': {'titans': {'residual_init': 1.0}}},
+    {'name': 'with a residual from 1/4',
+     'model': {'titans': {'residual_init': 0.25}}},
     {'name': 'with a fixed residual',
      'model': {'titans': {'read_residual': 'full'}}},
     {'name': 'without a residual',

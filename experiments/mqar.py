@@ -27,6 +27,10 @@ ROWS = (
         for name, (kind, dims) in WIDTHS.items()
         for dim in dims
     ),
+    {'name': 'Hope 60 (residual from 1)',
+     'model': {
+         'architecture': 'hope', 'dim': 60, 'titans': {'residual_init': 1.0},
+     }},
     {'name': 'Hope 60 (no residual, values of a length)',
      'model': {
          'architecture': 'hope', 'dim': 60,
