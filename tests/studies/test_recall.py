@@ -171,7 +171,7 @@ def test_a_mixture_of_pairs_is_tested_on_each(made):
       ('columns', '2+4'), ('lengths.length', '16,32'), ('counts.train', '6'),
       ('options.fill', 'zeros'),
   ])
-  (cell,) = (c for c in grid.cells(study) if c.row == 'Hope 16')
+  (cell,) = (c for c in grid.cells(study) if c.row == 'Hope 60')
   recall.run_mqar(grid.config_of(study, cell), cell, study)
   assert made['arrays']['tokens'].shape == (6, 32)
   assert (made['arrays']['mask'].sum(axis=1) == [2, 2, 2, 4, 4, 4]).all()
