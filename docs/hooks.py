@@ -19,7 +19,7 @@ from hope_jax.config import architectures, fields
 from hope_jax.optim import registry
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PAGES = ('experiments/*/README.md', 'benchmarks/README.md',
+PAGES = ('experiments/*/*.md', 'benchmarks/README.md',
          'hope_jax/kernels/dgd/README.md')
 LINK = re.compile(r'\]\(([^)#\s]+)')
 
