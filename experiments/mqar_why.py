@@ -84,6 +84,7 @@ def get_config() -> ml_collections.ConfigDict:
               'remat': 'none',
               'unroll': 2,
               'tie_embeddings': True,
+              'titans': {'memory': 'matrix'},
               'continuum': {'periods': (1,)},
           },
           'data': {'batch_size': 16, 'sequence_length': 128},

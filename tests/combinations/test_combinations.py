@@ -93,6 +93,14 @@ REFUSED = {
             or row.get('model.continuum.accumulate') == 'sum'
         )
     ),
+    'whole numbers are of a matrix, without a step that makes fractions': (
+        lambda row: row.get('model.titans.arithmetic') == 'integer'
+        and (
+            row.get('model.titans.memory', 'mlp') == 'mlp'
+            or row.get('model.titans.momentum', False)
+            or settled(row).titans.objective == 'l2'
+        )
+    ),
     'the objective l2 erases twice': lambda row: (
         row.get('model.titans.eigenvalues') == 'signed'
         and settled(row).titans.objective == 'l2'

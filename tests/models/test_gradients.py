@@ -18,6 +18,8 @@ from hope_jax.train import losses
 
 # A parameter's norm over that of the head, which every architecture has.
 LARGEST = 3.0
+# TTT-MLP starts as its authors have it: 3.14, of its first layer.
+OF_PUBLISHED = {'ttt_mlp': 3.5}
 ROWS = 2
 PERIODS = (4, 16)
 
@@ -134,11 +136,12 @@ def _norms(fields, places):
 
 
 def _require_even(fields, places):
+  largest = OF_PUBLISHED.get(fields.get('architecture'), LARGEST)
   for place, norms in _norms(fields, places).items():
     assert norms['head'] > 0.1, place
     for name, norm in norms.items():
       share = norm / norms['head']
-      assert share < LARGEST, f'{place}: {name} has {share:.3g} of the head'
+      assert share < largest, f'{place}: {name} has {share:.3g} of the head'
 
 
 SMALL = {'dim': 32, 'layers': 1, 'heads': 2}

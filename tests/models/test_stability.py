@@ -80,7 +80,12 @@ def test_no_stream_makes_a_memory_grow(memory, length):
   norms = _norms(memory, length)
   quarter = len(norms) // 4
   early, late = norms[quarter : 2 * quarter], norms[-quarter:]
-  for row, name in enumerate(_streams(16)):
+  names = list(_streams(16))
+  levels = dict(zip(names, early.max(axis=0)))
+  # Its end is another stream than its beginning, with a level of its own.
+  mixed = 'noise, then one token'
+  levels[mixed] = max(levels[mixed], levels['one token'])
+  for row, name in enumerate(names):
     # Windows of noise differ a little; growth would add up.
-    assert late[:, row].max() < 1.25 * early[:, row].max(), name
+    assert late[:, row].max() < 1.25 * levels[name], name
   assert norms.max() < 10
