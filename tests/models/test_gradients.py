@@ -18,8 +18,6 @@ from hope_jax.train import losses
 
 # A parameter's norm over that of the head, which every architecture has.
 LARGEST = 3.0
-# TTT-MLP starts as its authors have it: 3.14, of its first layer.
-OF_PUBLISHED = {'ttt_mlp': 3.5}
 ROWS = 2
 PERIODS = (4, 16)
 
@@ -75,8 +73,13 @@ QUICK = {
 
 def _marked(cases):
   """The cases, all but a few of them slow: a program each to compile."""
+  # TTT-MLP starts as its authors have it.
+  above = pytest.mark.xfail(strict=True, reason='its first layer: 3.1 to 5.8')
   return [
-      pytest.param(case, marks=[] if case in QUICK else [pytest.mark.slow])
+      pytest.param(case, marks=[
+          *([] if case in QUICK else [pytest.mark.slow]),
+          *([above] if case == 'ttt_mlp' else []),
+      ])
       for case in cases
   ]
 
@@ -136,12 +139,11 @@ def _norms(fields, places):
 
 
 def _require_even(fields, places):
-  largest = OF_PUBLISHED.get(fields.get('architecture'), LARGEST)
   for place, norms in _norms(fields, places).items():
     assert norms['head'] > 0.1, place
     for name, norm in norms.items():
       share = norm / norms['head']
-      assert share < largest, f'{place}: {name} has {share:.3g} of the head'
+      assert share < LARGEST, f'{place}: {name} has {share:.3g} of the head'
 
 
 SMALL = {'dim': 32, 'layers': 1, 'heads': 2}
@@ -163,7 +165,7 @@ def test_nor_does_one_through_fast_weights(case):
 
 
 @pytest.mark.slow  # The same in another size: a program more to compile.
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('case', _marked(CASES))
 def test_nor_in_two_layers(case):
   """If it fails, the same where a second layer reads the first one's output."""
   fields = {'dim': 64, 'layers': 2, 'heads': 4}

@@ -64,12 +64,24 @@ UNWRITTEN = (
     'deltanet_published', 'gated_deltanet_published', 'ttt_linear', 'ttt_mlp',
     'titans_lmm', 'lstm', 'srwm',
 )
-ALL = pytest.mark.parametrize('name', list(MODELS))
 # MLP memories take long to compile, and `tests/nested` has them in every form;
 # the rules of a linear memory differ in what they hand to one recurrence.
 SLOW = (
     'hope', 'ttt', 'linear_attention', 'deltanet', 'linear_attention_published',
     'retnet_published', 'deltanet_published', 'ttt_mlp',
+)
+# Of the published layers, one of each kind; `test_published.py` has them all.
+ALL = pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param(
+            n,
+            marks=pytest.mark.slow
+            if n in SLOW and n.endswith(('_published', '_mlp'))
+            else (),
+        )
+        for n in MODELS
+    ],
 )
 MOST = pytest.mark.parametrize(
     'name',
