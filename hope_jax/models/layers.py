@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from hope_jax.config import ModelConfig
 from hope_jax.nested.memory import Memory
 from hope_jax.nested.memory import init as init_memory
+from hope_jax.sharding import constrain
 from hope_jax.types import Array, PyTree
 
 # (lhs, rhs, dimension_numbers, precision, preferred_element_type) -> product
@@ -162,6 +163,49 @@ class Mixer(nn.Module):
         config.dim, ('heads', 'embed'), jnp.dtype(config.dtype),
         (2 * config.layers) ** -0.5, self.dot_general, name='out',
     )
+
+
+def gate(
+    module: Mixer,
+    x: Array,
+    name: str,
+    *,
+    bias: float | None,
+    std: float | None = None,
+) -> Array:
+  """The logit of a gate a head, x W + b in float32.
+
+  Args:
+    module: the mixer that owns W and b.
+    x: [B, T, D].
+    name: W is `w_<name>` and b `bias_<name>`.
+    bias: b at initialisation; None: there is none.
+    std: standard deviation of W at initialisation; None: D^-1/2.
+
+  Returns:
+    [B, T, H].
+  """
+  init = nn.initializers.normal(x.shape[-1] ** -0.5 if std is None else std)
+  shape = x.shape[-1], module.config.heads
+  w = module.param(f'w_{name}', partitioned(init, 'embed', 'heads'), shape)
+  logit = x.astype(jnp.float32) @ w
+  if bias is None:
+    return logit
+  start = partitioned(nn.initializers.constant(bias), 'heads')
+  return logit + module.param(f'bias_{name}', start, shape[1:])
+
+
+def split_by_head(state: PyTree) -> PyTree:
+  """A state whose memories [B, H, ., .] are split over the mesh as heads are.
+
+  Every row and head owns its memories: split like them, never gathered.
+  """
+  return jax.tree.map(
+      lambda w: constrain(w, 'batch', 'heads', 'memory', 'memory')
+      if w.ndim == 4
+      else w,
+      state,
+  )
 
 
 def tap_init(rng: Array, shape: tuple[int, ...]) -> Array:

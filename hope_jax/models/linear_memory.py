@@ -17,8 +17,8 @@ from hope_jax.config.build import require
 from hope_jax.models.attention import rotate
 from hope_jax.models.layers import (
   CausalConv,
-  Mixer,
   Norm,
+  gate,
   in_tiles,
   partitioned,
 )
@@ -29,36 +29,6 @@ from hope_jax.nested.dgd import unit
 from hope_jax.nested.titans import Streams
 from hope_jax.sharding import constrain, current_spec
 from hope_jax.types import Array, PyTree
-
-
-def gate(
-    module: Mixer,
-    x: Array,
-    name: str,
-    *,
-    bias: float | None,
-    std: float | None = None,
-) -> Array:
-  """The logit of a gate a head, x W + b in float32.
-
-  Args:
-    module: the mixer that owns W and b.
-    x: [B, T, D].
-    name: W is `w_<name>` and b `bias_<name>`.
-    bias: b at initialisation; None: there is none.
-    std: standard deviation of W at initialisation; None: D^-1/2.
-
-  Returns:
-    [B, T, H].
-  """
-  init = nn.initializers.normal(x.shape[-1] ** -0.5 if std is None else std)
-  shape = x.shape[-1], module.config.heads
-  w = module.param(f'w_{name}', partitioned(init, 'embed', 'heads'), shape)
-  logit = x.astype(jnp.float32) @ w
-  if bias is None:
-    return logit
-  start = partitioned(nn.initializers.constant(bias), 'heads')
-  return logit + module.param(f'bias_{name}', start, shape[1:])
 
 
 class LinearMemory(MemoryMixer):

@@ -8,7 +8,6 @@ import math
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from hope_jax.config import TitansConfig
@@ -17,10 +16,12 @@ from hope_jax.models.layers import (
   CausalConv,
   Mixer,
   Norm,
+  gate,
   in_tiles,
   memory_param,
   partitioned,
   recall_tap_init,
+  split_by_head,
   tap_init,
 )
 from hope_jax.models.packing import Packing
@@ -173,36 +174,27 @@ class SelfModifyingTitans(MemoryMixer):
             (x.shape[0], config.heads), 'batch', 'heads'
         ),
     )
-    # Every row and head owns its memories: split like them, never gathered.
-    titans_state = jax.tree.map(
-        lambda w: constrain(w, 'batch', 'heads', 'memory', 'memory')
-        if w.ndim == 4
-        else w,
-        titans_state,
-    )
     for name, value in diagnostics.items():
       # Flax's types want `_` to be the tuple that its default begins with.
       self.sow(  # pyright: ignore[reportArgumentType]
           'diagnostics', name, value, reduce_fn=lambda _, b: b
       )
-    return self.output(x, o), {'titans': titans_state, 'tail': new_tail}
+    return self.output(x, o), {
+        'titans': split_by_head(titans_state), 'tail': new_tail
+    }
 
   def gates(self, x: Array) -> titans.Gates:
     """x [B, T, D] -> what it adds to the logits of each gate, [B, T, H]."""
-    config = self.config
-    init = nn.initializers.normal(config.dim**-0.5)
+    config = self.config.titans
 
-    def gate(name: str) -> Array:
-      w = self.param(
-          f'w_{name}', partitioned(init, 'embed', 'heads'),
-          (config.dim, config.heads),
-      )
-      return constrain(x.astype(jnp.float32) @ w, 'batch', 'time', 'heads')
+    def logit(name: str) -> Array:
+      y = gate(self, x, name, bias=None)
+      return constrain(y, 'batch', 'time', 'heads')
 
     return titans.Gates(
-        gate('eta'),
-        gate('alpha') if config.titans.retention else None,
-        gate('mu') if config.titans.momentum else None,
+        logit('eta'),
+        logit('alpha') if config.retention else None,
+        logit('mu') if config.momentum else None,
     )
 
   def initial(self, options: titans.Options, head_dim: int) -> dict:

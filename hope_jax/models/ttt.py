@@ -7,8 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from hope_jax.models.attention import rotate
-from hope_jax.models.layers import CausalConv, Mixer, in_tiles, partitioned
-from hope_jax.models.linear_memory import gate, l2_normalized
+from hope_jax.models.layers import (
+  CausalConv,
+  Mixer,
+  gate,
+  in_tiles,
+  partitioned,
+  split_by_head,
+)
+from hope_jax.models.linear_memory import l2_normalized
 from hope_jax.models.mixers import MemoryMixer
 from hope_jax.models.packing import Packing
 from hope_jax.nested import ttt
@@ -40,16 +47,6 @@ def _memory(
     )
 
   return tuple(leaf(i, std) for i, std in enumerate(stds))
-
-
-def _split(state: ttt.TttState) -> ttt.TttState:
-  """A state that is split over the mesh like the heads it belongs to."""
-  return jax.tree.map(
-      lambda w: constrain(w, 'batch', 'heads', 'memory', 'memory')
-      if w.ndim == 4
-      else w,
-      state,
-  )
 
 
 class Ttt(Mixer):
@@ -114,7 +111,7 @@ class Ttt(Mixer):
         precision='bf16' if model.dtype == 'bfloat16' else 'float32',
     )
     y = in_tiles(Ttt._output, self, None, (x, o))[1]
-    return y, {'memory': _split(memory), 'tail': tail}
+    return y, {'memory': split_by_head(memory), 'tail': tail}
 
   def _streams(self, tail, xs):
     """carry: the tail; xs: x and the packing's position and present."""
@@ -225,7 +222,7 @@ class TitansMemory(MemoryMixer):
         present=packing.present,
         precision='bf16' if model.dtype == 'bfloat16' else 'float32',
     )
-    return self.output(x, o), {'memory': _split(memory), 'tail': tail}
+    return self.output(x, o), {'memory': split_by_head(memory), 'tail': tail}
 
   def gates(self, x: Array) -> ttt.TitansGates:
     """Rates, momentum and retention of the tokens of x [B, T, D]."""

@@ -67,6 +67,11 @@ class Members(NamedTuple):
       start += width
     return parts
 
+  @property
+  def rest(self) -> 'Members':
+    """All but the first, by the columns that follow those of the first."""
+    return self._replace(names=self.names[1:], widths=self.widths[1:])
+
   def is_first(self, stack: tuple[str, ...]) -> bool:
     """Whether this is the first memory, which has no axis N."""
     return stack == self.names[:1]

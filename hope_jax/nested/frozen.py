@@ -20,6 +20,10 @@ class Copied(NamedTuple):
   main: bool
   rest: bool
 
+  def stack(self, stack: tuple[str, ...], members: dgd.Members) -> bool:
+    """Whether the output layers of a stack of memories are copied."""
+    return self.main if members.is_first(stack) else self.rest
+
 
 def select(flag: Array, new, old):
   """Where flag [..., 1, 1] is positive, the leaves of `new`, else of `old`."""
@@ -41,7 +45,7 @@ def only_copied(
       bank.first[..., start:stop],
       tuple(
           x for stack, x in zip(members.stacks, bank.second)
-          if (copied.main if members.is_first(stack) else copied.rest)
+          if copied.stack(stack, members)
       ),
   )
 
@@ -59,9 +63,7 @@ def with_copied(
   return dgd.Bank(
       jnp.concatenate(parts, axis=-1),
       tuple(
-          next(copies)
-          if (copied.main if members.is_first(stack) else copied.rest)
-          else x
+          next(copies) if copied.stack(stack, members) else x
           for stack, x in zip(members.stacks, bank.second)
       ),
   )

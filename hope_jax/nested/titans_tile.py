@@ -145,11 +145,8 @@ def project(params, frozen, members, x, gates, options) -> Projected:
   )
   z = {}
   if options.adaptive:  # every stream against every memory, in one product
-    main = members.widths[0]
-    rest = members._replace(
-        names=members.names[1:], widths=members.widths[1:]
-    )
-    z = rest.split(matmul(rows, frozen.first[..., main:], options.precision))
+    of_rest = frozen.first[..., members.widths[0] :]
+    z = members.rest.split(matmul(rows, of_rest, options.precision))
 
   def written(name, stream, start):
     """What a memory adds to its identity path."""
@@ -340,12 +337,16 @@ def _targets(params, frozen, made: Projected, layout) -> dict[str, Array]:
   options, members = layout.options, layout.members
   decaying = params['decaying']
   v = made.v if options.values == 'unit' else unit(made.v)
-  z = members.split(matmul(v, frozen.first, options.precision))
-  targets = {}
-  for name, memory in dgd.unpack(frozen, members).items():
-    if name == MAIN and options.target == 'value':
-      targets[name] = made.v
-      continue
+  copies = dgd.unpack(frozen, members)
+  targets, asked, start = {}, members, 0
+  if options.target == 'value':
+    targets[MAIN] = made.v
+    asked, start = members.rest, members.widths[0]
+  z = {}
+  if asked.names:
+    z = asked.split(matmul(v, frozen.first[..., start:], options.precision))
+  for name in asked.names:
+    memory = copies[name]
     y = memory_lib.apply(memory, v, options.precision, z=z[name])
     if name not in GATES:
       y = v + _widen(params, name, y, options)
