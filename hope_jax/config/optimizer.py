@@ -37,13 +37,19 @@ class OptimizerConfig:
   # Decoupled, times the learning rate, on matrices that project.
   weight_decay: float = 0.1
   clip_norm: float = 1.0
+  # The learning rate of a CMS level of period p is p^level_power times that of
+  # all else. It moves once where others move p times, by a mean over p batches:
+  # 0 is the same rate, 1/2 the square-root rule for batches p times as large, 1
+  # goes as far in the same time.
+  level_power: float = 0.0
   # Micro-batches a step, each of data.batch_size / accumulate sequences.
   accumulate: int = 1
 
   def __post_init__(self):
     positive(self, 'learning_rate', 'clip_norm', 'accumulate')
     within(
-        self, 0, math.inf, 'weight_decay', 'final_learning_rate', 'warmup_steps'
+        self, 0, math.inf, 'weight_decay', 'final_learning_rate',
+        'warmup_steps', 'level_power',
     )
     # JSON has no tuples: what config.json gives back must be what was written.
     options = {k: _plain(v) for k, v in self.options.items()}

@@ -85,7 +85,8 @@ def make_optimizer(
   its share and, once in its period, makes one update from the mean, by an
   optimizer of its own of the configured kind. The learning rate is that of the
   step at which the update happens, whatever the level's period. Weight decay is
-  part of an update, so a level of period p decays p times as slowly.
+  part of an update, so a level of period p decays p times as slowly; both are
+  scaled by p^level_power.
 
   Args:
     config: the optimizer's fields.
@@ -102,9 +103,10 @@ def make_optimizer(
       be.
   """
   schedule = make_schedule(config, total_steps)
-  levels = {'base': (_at_rate_one(config), 1)}
+  levels = {'base': (_at_rate(1.0, config), 1)}
   for i, period in enumerate(level_periods):
-    levels[f'level_{i}'] = (_at_rate_one(config), period)
+    rate = period**config.level_power
+    levels[f'level_{i}'] = (_at_rate(rate, config), period)
   try:
     by_level = frequency.nested(
         levels, level_labels if level_periods else _all_base
@@ -118,8 +120,10 @@ def make_optimizer(
   )
 
 
-def _at_rate_one(config: OptimizerConfig) -> optax.GradientTransformation:
-  """The optimizer with weight decay, at a learning rate of 1.
+def _at_rate(
+    rate: float, config: OptimizerConfig
+) -> optax.GradientTransformation:
+  """The optimizer with weight decay, at this share of the learning rate.
 
   Its updates are negated here and scaled by a positive rate outside, so that
   the -0.0 of a level that holds still stays -0.0.
@@ -134,19 +138,19 @@ def _at_rate_one(config: OptimizerConfig) -> optax.GradientTransformation:
     for name in optimizer.rates():
       if options.get(name) is not None:
         # The rate outside multiplies this one too.
-        options[name] /= config.learning_rate
+        options[name] *= rate / config.learning_rate
     if 'stacked' in optimizer.options:
       options.setdefault('stacked', leaves.STACKED)
     if 'mask' in optimizer.parameters:
       return optimizer.factory(
-          1.0, weight_decay=config.weight_decay, mask=decay_mask, **options
+          rate, weight_decay=config.weight_decay, mask=decay_mask, **options
       )
-    direction = optimizer.factory(1.0, **options)
+    direction = optimizer.factory(rate, **options)
   except (TypeError, ValueError) as error:
     raise ConfigError(f'OptimizerConfig: {error}') from error
   return optax.chain(
       direction,
-      optax.add_decayed_weights(-config.weight_decay, mask=decay_mask),
+      optax.add_decayed_weights(-rate * config.weight_decay, mask=decay_mask),
   )
 
 

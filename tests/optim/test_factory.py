@@ -122,24 +122,43 @@ def test_clipping_is_global():
   np.testing.assert_allclose(huge[-1]['head'], unit[-1]['head'], rtol=1e-5)
 
 
-def test_level_takes_the_rate_of_the_step():
+@pytest.mark.parametrize('power, factor', [(0.0, 1), (0.5, 3**0.5), (1.0, 3)])
+def test_level_takes_the_rate_of_the_step(power, factor):
   """If it fails, a slow level follows the schedule at 1/p of its speed.
 
   With decay off, level 1 of period 3 sees a constant gradient, so that each of
-  its updates has length `learning rate`: those of steps 3 and 6.
+  its updates has length `learning rate` times 3^power: those of steps 3 and 6.
   """
-  config = dataclasses.replace(CONFIG, weight_decay=0.0)
+  config = dataclasses.replace(CONFIG, weight_decay=0.0, level_power=power)
   tx = factory.make_optimizer(config, 20, level_periods=(1, 3))
   trace, state = run(tx, [filled(0.01)] * 7)
   level = [
       float(p['layers']['continuum']['level_1']['up'][0, 0, 0]) for p in trace
   ]
   rates = [float(factory.make_schedule(config, 20)(s)) for s in range(7)]
-  expected = [0, 0, rates[2], 0, 0, rates[5], 0]
+  expected = np.array([0, 0, rates[2], 0, 0, rates[5], 0]) * factor
   np.testing.assert_allclose(-np.diff(level), expected, atol=1e-6)
   assert {k: int(v) for k, v in frequency.update_counts(state).items()} == {
       'base': 7, 'level_0': 7, 'level_1': 2,
   }
+
+
+@pytest.mark.parametrize('name', ['adamw', 'lion', 'm3', 'dgd'])
+def test_level_power_scales_all_that_moves(name):
+  """If it fails, a level's decay, or a rate of its own, is left behind."""
+  config = OptimizerConfig(name=name, learning_rate=0.1, warmup_steps=4)
+  moves = []
+  for power in (0.0, 1.0):
+    scaled = dataclasses.replace(config, level_power=power)
+    tx = factory.make_optimizer(scaled, 20, level_periods=(1, 3))
+    trace, _ = run(tx, [filled(0.01)] * 3)
+    moves.append(jax.tree.map(lambda a, b: b - a, trace[2], trace[3]))
+  once, thrice = moves
+  np.testing.assert_allclose(
+      thrice['layers']['continuum']['level_1']['up'],
+      3 * once['layers']['continuum']['level_1']['up'], rtol=1e-4,
+  )
+  np.testing.assert_array_equal(once['head'], thrice['head'])
 
 
 def test_levels_without_periods_are_ordinary():
