@@ -70,7 +70,7 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
     raise ValueError(f"the form is 'full' or 'tiny'; got {form!r}")
   tiny = form == 'tiny'
   return ml_collections.ConfigDict({
-      'task': 'ablation',
+      'task': 'language_modeling',
       'results': 'runs/ablation_tiny'
       if tiny
       else 'experiments/ablation/results',

@@ -18,14 +18,19 @@ from hope_jax.config import (
   experiment,
 )
 from hope_jax.optim import registry
-from hope_jax.studies import ablation, formal_languages, optimizers, recall
+from hope_jax.studies import (
+  formal_languages,
+  language_modeling,
+  optimizers,
+  recall,
+)
 from hope_jax.studies.results import Result, read_json, slug
 from hope_jax.studies.task import Cell
 from hope_jax.tasks import language_files
 
 TASKS = {
     'formal_languages': formal_languages.TASK,
-    'ablation': ablation.TASK,
+    'language_modeling': language_modeling.TASK,
     'mad': recall.MAD,
     'mqar': recall.MQAR,
     'needles': recall.NEEDLES,

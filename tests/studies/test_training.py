@@ -32,6 +32,28 @@ def test_the_tiny_form_of_the_ablation(tmp_path):
   assert result['settings']['model']['titans']['dgd'] is False
 
 
+def test_a_column_is_any_text(tmp_path):
+  """If it fails, a text of one's own is no column of the comparison."""
+  for i in range(2):
+    (tmp_path / f'{i}.txt').write_text('to be or not to be, ' * 40)
+  path = str(command.ROOT / 'experiments' / 'text.py')
+  arguments = (
+      f'--config={path}:tiny', f'--config.results={tmp_path}/results',
+      '--config.columns=mine,', '--config.rows_run=Hope,',
+  )
+  with pytest.raises(ConfigError, match="column 'mine' is none of stdlib"):
+    command.study(*arguments)
+  assert command.study(
+      *arguments,
+      '--config.by_column={"mine": {"data": {"source": "files",'
+      f' "path": "{tmp_path}/*.txt"}}}}}}',
+  ) == 0
+  (file,) = (tmp_path / 'results').glob('*.json')
+  scores = json.loads(file.read_text())['scores']
+  assert 0 < scores['bits_per_byte'] < 8
+  assert scores['parameters'] > 0
+
+
 @pytest.mark.parametrize(
     ('name', 'row', 'complaint'),
     [
