@@ -1,7 +1,7 @@
 """Which gradients are small at initialisation, and does Adam see them?
 
     python benchmarks/gradients.py
-    python benchmarks/gradients.py --memory matrix --steps 100
+    python benchmarks/gradients.py --memory matrix --layer default
 
 For a small Hope (2 layers of width 64, 2 x 128 bytes), each parameter's
 gradient as a share of the head's: on random bytes, on text, and with one thing
@@ -15,6 +15,7 @@ benchmarks/results/gradients.json.
 """
 
 import argparse
+import itertools
 import json
 import math
 import pathlib
@@ -37,6 +38,15 @@ from hope_jax.train import losses
 RESULTS = pathlib.Path(__file__).parent / 'results' / 'gradients.json'
 ROWS, LENGTH = 2, 128
 RATE = 3e-3
+# The printed form has a full memory for each gate, and momentum.
+LAYERS = {
+    'default': {},
+    'printed': {
+        'read_residual': 'full', 'target': 'bounded', 'values': 'unit',
+        'read': 'causal', 'gate_input': 'key', 'input_projection': 'shared',
+        'projection_rank': 0, 'momentum': True,
+    },
+}
 # Fields of the optimizer.
 SETTINGS = {
     'as it is': {},
@@ -45,17 +55,12 @@ SETTINGS = {
 }
 
 
-def config_of(memory: str, **optimizer: float) -> Config:
+def config_of(memory: str, layer: str, **optimizer: float) -> Config:
   """The configuration of a run; without weight decay, which moves as well."""
   return from_dict({
       'model': {
           'dim': 64, 'layers': 2, 'heads': 4, 'remat': 'none',
-          # The printed form: a full memory for each gate, and momentum.
-          'titans': {
-              'memory': memory, 'read_residual': 'full', 'target': 'bounded',
-              'values': 'unit', 'read': 'causal', 'gate_input': 'key',
-              'projection_rank': 0, 'momentum': True,
-          },
+          'titans': {'memory': memory} | LAYERS[layer],
           'continuum': {'periods': (1,)},
       },
       'data': {'sequence_length': LENGTH, 'batch_size': ROWS},
@@ -147,9 +152,9 @@ def trained(gradient, params, config: Config, steps: int) -> dict[str, Any]:
   }
 
 
-def measure(memory: str, steps: int) -> dict[str, Any]:
-  """All of one kind of memory."""
-  config = config_of(memory)
+def measure(memory: str, layer: str, steps: int) -> dict[str, Any]:
+  """All of one kind of memory, in one form of the layer."""
+  config = config_of(memory, layer)
   model = language_model(config.model)
   loss_fn = losses.make_loss_fn(model)
   key = jax.random.key(0)
@@ -170,7 +175,9 @@ def measure(memory: str, steps: int) -> dict[str, Any]:
   return {
       'initial': at_initialisation(gradient, params, text, noise),
       'training': {
-          name: trained(gradient, params, config_of(memory, **fields), steps)
+          name: trained(
+              gradient, params, config_of(memory, layer, **fields), steps
+          )
           for name, fields in SETTINGS.items()
       },
   }
@@ -193,18 +200,20 @@ def show(found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-  """Measures the kinds of memory that the command line names."""
+  """Measures the memories and forms that the command line names."""
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('--memory', nargs='+', default=['matrix', 'mlp'])
+  parser.add_argument('--layer', nargs='+', default=list(LAYERS))
   parser.add_argument('--steps', type=int, default=100)
   args = parser.parse_args()
   result = {'machine': machine(), 'commit': commit(), 'steps': args.steps}
-  for memory in args.memory:
-    result[memory] = measure(memory, args.steps)
-    print(f'{memory} memories')
-    show(result[memory])
+  for memory, layer in itertools.product(args.memory, args.layer):
+    name = f'{memory}, {layer}'
+    result[name] = measure(memory, layer, args.steps)
+    print(f'{memory} memories, the {layer} layer')
+    show(result[name])
   RESULTS.write_text(json.dumps(result, indent=1) + '\n')
   print(f'written: {RESULTS}')
 

@@ -29,6 +29,7 @@ LITERAL = {
     'values': 'unit',
     'read': 'causal',
     'gate_input': 'key',
+    'input_projection': 'shared',
     'projection_rank': 0,
     'momentum': True,
 }
@@ -42,7 +43,14 @@ ROWS = (
     {'name': 'Hope'},
     *({'name': name, 'model': model} for name, model in PARTS.items()),
     {'name': 'with momentum', 'model': {'titans': {'momentum': True}}},
+    # Slow levels that move further when they move.
+    {'name': 'with levels at the root of p',
+     'optimizer': {'level_power': 0.5}},
+    {'name': 'with levels at p times the rate',
+     'optimizer': {'level_power': 1.0}},
     # Each field in which the default is not the paper's, and was chosen here.
+    {'name': 'with one projection',
+     'model': {'titans': {'input_projection': 'shared'}}},
     {'name': 'with a residual from 1',
      'model': {'titans': {'residual_init': 1.0}}},
     {'name': 'with a residual from 1/4',

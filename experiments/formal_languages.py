@@ -42,6 +42,7 @@ def _turning(**titans):
           'values': 'unit',
           'read': 'causal',
           'gate_input': 'key',
+          'input_projection': 'shared',
           'projection_rank': 0,
       }
       | titans,

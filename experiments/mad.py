@@ -27,6 +27,7 @@ LITERAL = {
     'values': 'unit',
     'read': 'causal',
     'gate_input': 'key',
+    'input_projection': 'shared',
     'projection_rank': 0,
     'momentum': True,
 }
@@ -35,6 +36,10 @@ ROWS = (
     {'name': 'DeltaNet', 'model': {'architecture': 'deltanet'}},
     {'name': 'Titans', 'model': {'architecture': 'titans'}},
     {'name': 'Hope', 'model': {'architecture': 'hope'}},
+    {'name': 'Titans (one projection)',
+     'model': {
+         'architecture': 'titans', 'titans': {'input_projection': 'shared'},
+     }},
     {'name': 'Hope (literal)',
      'model': {'architecture': 'hope', 'titans': LITERAL}},
 )
@@ -62,6 +67,8 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
               'data': {'batch_size': 4},
               'train': {'steps': 6000},
           },
+          # Still far from done after 800.
+          'compression': {'train': {'steps': 3000}},
       },
       'base': {
           'model': {

@@ -17,24 +17,33 @@ import ml_collections
 WIDTHS = {
     'Linear attention': ('linear_attention', (32, 64)),
     'DeltaNet': ('deltanet', (32, 64)),
-    'Titans': ('titans', (32,)),
     'Hope': ('hope', (60,)),
 }
 ROWS = (
+    # Its streams are of one projection, as Hope's were when it ran.
+    {'name': 'Titans 32',
+     'model': {
+         'architecture': 'titans', 'dim': 32,
+         'titans': {'input_projection': 'shared'},
+     }},
     {'name': 'Transformer 64', 'model': {'architecture': 'transformer'}},
     *(
         {'name': f'{name} {dim}', 'model': {'architecture': kind, 'dim': dim}}
         for name, (kind, dims) in WIDTHS.items()
         for dim in dims
     ),
-    {'name': 'Hope 60 (residual from 1)',
+    {'name': 'Hope 60 (one projection)',
      'model': {
-         'architecture': 'hope', 'dim': 60, 'titans': {'residual_init': 1.0},
+         'architecture': 'hope', 'dim': 60,
+         'titans': {'input_projection': 'shared'},
      }},
     {'name': 'Hope 60 (no residual, values of a length)',
      'model': {
          'architecture': 'hope', 'dim': 60,
-         'titans': {'read_residual': 'none', 'values': 'length'},
+         'titans': {
+             'input_projection': 'shared', 'read_residual': 'none',
+             'values': 'length',
+         },
      }},
 )
 

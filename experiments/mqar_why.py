@@ -26,6 +26,7 @@ LITERAL = {
 # What is taken up one after the other, a field a step.
 STEPS = (
     ('a learned residual', {'read_residual': 'learned'}),
+    ('a projection a stream', {'input_projection': 'equal'}),
     ('given values', {'target': 'value'}),
     ('gates see the layer', {'gate_input': 'layer'}),
     ('read after the write', {'read': 'after'}),
@@ -60,6 +61,8 @@ ROWS = (
      'model': _hope(24, **TAKEN | {'read_residual': 'none'})},
     {'name': 'Hope 24, values of a length',
      'model': _hope(24, **TAKEN | {'values': 'length'})},
+    {'name': 'Hope 24, one projection',
+     'model': _hope(24, **TAKEN | {'input_projection': 'shared'})},
     {'name': 'Hope 24, streams',
      'model': _hope(24, **TAKEN | {'input_projection': 'streams'})},
     {'name': 'Hope 24, identity',

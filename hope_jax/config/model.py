@@ -114,9 +114,13 @@ class TitansConfig:
   # the taps with which a query is made of its own and those before; a memory
   # then predicts from the first step on. 'identity': the token itself.
   conv_init: Literal['recall', 'identity'] = 'recall'
-  # A static projection of the residual stream ahead of the memories: one for
-  # each stream, one for all, or none (each head sees its slice of the stream).
-  input_projection: Literal['streams', 'shared', 'none'] = 'shared'
+  # A static projection of the residual stream ahead of the memories. 'equal':
+  # one for each stream, behind the convolution, from one draw: so that keys
+  # start as the queries of the token before, as 'recall' has it, and need not
+  # stay so. 'streams': one for each, ahead of the convolution, as in DeltaNet,
+  # each of its own draw. 'shared': one for all, ahead of it. 'none': each head
+  # sees its slice of the residual stream.
+  input_projection: Literal['equal', 'streams', 'shared', 'none'] = 'equal'
   # Where packed documents may start. 'document': anywhere; the chunk grid
   # restarts with each, so that a document gives what it gives alone. 'aligned':
   # only at multiples of the shorter chunk (data.align sees to it), which needs

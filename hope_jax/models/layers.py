@@ -112,6 +112,7 @@ class Dense(nn.Module):
     gain: standard deviation of W times sqrt(input width).
     dot_general: makes the product, as in Flax; `optim.delta_dot_general` gives
       W the gradient of DGD. None: `jax.lax.dot_general`.
+    draw: what W is drawn from, where several start equal; None: of its own.
   """
 
   features: int
@@ -119,10 +120,15 @@ class Dense(nn.Module):
   dtype: Any
   gain: float = 1.0
   dot_general: DotGeneral | None = None
+  draw: Array | None = None
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    init = nn.initializers.normal(self.gain / x.shape[-1] ** 0.5)
+    normal = nn.initializers.normal(self.gain / x.shape[-1] ** 0.5)
+
+    def init(rng, shape):
+      return normal(rng if self.draw is None else self.draw, shape)
+
     kernel = self.param(
         'kernel',
         partitioned(init, *self.names),
@@ -149,11 +155,13 @@ class Mixer(nn.Module):
   # By keyword, so that a mixer may have further fields without defaults.
   dot_general: DotGeneral | None = dataclasses.field(default=None, kw_only=True)
 
-  def into_heads(self, features: int, name: str) -> Dense:
-    """A projection of the residual stream."""
+  def into_heads(
+      self, features: int, name: str, draw: Array | None = None
+  ) -> Dense:
+    """A projection of the residual stream; `draw` as in `Dense`."""
     return Dense(
         features, ('embed', 'heads'), jnp.dtype(self.config.dtype),
-        dot_general=self.dot_general, name=name,
+        dot_general=self.dot_general, draw=draw, name=name,
     )
 
   def out_of_heads(self) -> Dense:
@@ -242,12 +250,14 @@ class CausalConv(nn.Module):
     init: initialiser of the taps [width, D], tap 0 the token itself.
     streams: how many streams of equal width stand side by side in D.
     shared: all streams are of one input, which is given (and kept) once.
+    channels: logical axis of D.
   """
 
   width: int
   init: Callable[[Array, tuple[int, ...]], Array] = tap_init
   streams: int = 1
   shared: bool = False
+  channels: str | None = 'heads'
 
   @nn.compact
   def __call__(
@@ -273,7 +283,7 @@ class CausalConv(nn.Module):
     width, dim = self.width, x.shape[-1]
     taps = width, dim * self.streams if self.shared else dim
     kernel = self.param(
-        'kernel', partitioned(self.init, None, 'heads'), taps
+        'kernel', partitioned(self.init, None, self.channels), taps
     )
     if tail is None:
       tail = jnp.zeros((x.shape[0], width - 1, dim), x.dtype)

@@ -33,6 +33,9 @@ from hope_jax.types import Array, PyTree
 CONV_INIT = {'recall': recall_tap_init, 'identity': tap_init}
 
 
+STREAMS = 'q', 'k', 'v'
+
+
 def _logit(p: float) -> float:
   return math.log(p / (1 - p))
 
@@ -93,30 +96,36 @@ class MemoryMixer(Mixer):
     x, position, present = xs
     model, config = self.config, self.config.titans
 
-    def project(name: str) -> Array:
-      return self.into_heads(model.dim, f'project_{name}')(x)
+    def project(x: Array, name: str, draw: Array | None = None) -> Array:
+      return self.into_heads(model.dim, f'project_{name}', draw)(x)
 
-    shared = config.input_projection != 'streams'
-    if shared:
-      wide = project('shared') if config.input_projection == 'shared' else x
-    else:
-      wide = jnp.concatenate([project(n) for n in ('q', 'k', 'v')], axis=-1)
+    where = config.input_projection
+    if where == 'streams':
+      x = jnp.concatenate([project(x, name) for name in STREAMS], axis=-1)
+    elif where == 'shared':
+      x = project(x, 'shared')
     if config.conv:
       conv = CausalConv(
           config.conv_width, CONV_INIT[config.conv_init], streams=3,
-          shared=shared, name='conv',
+          shared=where != 'streams',
+          channels=None if where == 'equal' else 'heads', name='conv',
       )
-      wide, tail = conv(wide, tail, position, present)
-      wide = nn.silu(wide)
-    elif shared:
-      wide = jnp.concatenate([wide] * 3, axis=-1)
+      x, tail = conv(x, tail, position, present)
+    elif where != 'streams':
+      x = jnp.concatenate([x] * 3, axis=-1)
+    streams = jnp.split(x, 3, axis=-1)
+    if where == 'equal':
+      draw = self.make_rng('params') if self.is_initializing() else None
+      streams = [project(y, name, draw) for y, name in zip(streams, STREAMS)]
+    if config.conv:
+      streams = map(nn.silu, streams)
     heads = (*x.shape[:2], model.heads, model.dim // model.heads)
     parts = [
         constrain(
             y.reshape(heads).astype(jnp.float32),
             *('batch', 'time', 'heads', 'head_dim'),
         )
-        for y in jnp.split(wide, 3, axis=-1)
+        for y in streams
     ]
     return tail, titans.Streams(*parts)
 
@@ -137,8 +146,9 @@ class MemoryMixer(Mixer):
 class SelfModifyingTitans(MemoryMixer):
   """x -> O(gate(x) * Norm(o)), o from memories that rewrite themselves (NL §8).
 
-  Streams: an optional static projection, a causal convolution of window 4 and
-  SiLU, then heads of width D / H. See `nested.titans` for what happens next.
+  Streams: a causal convolution of window 4 and static projections, in the order
+  of `TitansConfig.input_projection`, SiLU, then heads of width D / H. See
+  `nested.titans` for what happens next.
   """
 
   @nn.compact
