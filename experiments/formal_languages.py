@@ -63,7 +63,10 @@ def _whole_numbers():
 
 
 def _plain_heads(adaptive_v):
-  """Hope that counts without bound, too."""
+  """Hope that counts without bound, too: half of its heads erase nothing.
+
+  The others start with an eigenvalue of -1/2 instead of 0.
+  """
   hope = _turning(
       plain_heads=4, read='after', target='value', adaptive_v=adaptive_v,
       eta_init=0.75,
@@ -81,17 +84,16 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
       'Transformer': {'architecture': 'transformer'},
       'Linear Transformer': {'architecture': 'linear_attention'},
       'DeltaNet': {'architecture': 'deltanet'},
-      'Hope': _turning(),
+      # Half of its heads turn over, half add up without bound.
+      'Hope': _plain_heads(adaptive_v=False),
+      'Hope (plain heads, values adapt)': _plain_heads(adaptive_v=True),
+      'Hope (no plain heads)': _turning(),
       'Hope (chunk 16)': _turning(chunk=16, projection_chunk=16),
       'Hope (keys and rates adapt)': _turning(
           adaptive_k=True, adaptive_gates=True
       ),
       'Hope (eigenvalues >= 0)': _turning(eigenvalues='positive'),
-      # Count without bound, too: half of the heads erase nothing. The others
-      # start with an eigenvalue of -1/2 instead of 0.
-      'Hope (plain heads)': _plain_heads(adaptive_v=False),
-      'Hope (plain heads, values adapt)': _plain_heads(adaptive_v=True),
-      # The same, exactly, and forget at once.
+      # Counts exactly, and forgets at once.
       'Hope (whole numbers)': _whole_numbers(),
   }
   # Weight decay keeps an LSTM's gates from closing, and a count leaks. The loss
@@ -106,7 +108,7 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
   # These still get better after the 3,000 steps of the others.
   if not tiny:
     longer = {'train': {'steps': 10_000}}
-    others['Hope (plain heads)'] = longer
+    others['Hope'] = longer
     others['Hope (plain heads, values adapt)'] = longer | {
         'optimizer': {'eps': 1e-15}
     }
