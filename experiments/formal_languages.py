@@ -62,14 +62,13 @@ def _whole_numbers():
   return hope | {'heads': 8}
 
 
-def _plain_heads(adaptive_v):
+def _plain_heads(**titans):
   """Hope that counts without bound, too: half of its heads erase nothing.
 
   The others start with an eigenvalue of -1/2 instead of 0.
   """
   hope = _turning(
-      plain_heads=4, read='after', target='value', adaptive_v=adaptive_v,
-      eta_init=0.75,
+      plain_heads=4, read='after', target='value', eta_init=0.75, **titans
   )
   return hope | {'heads': 8}
 
@@ -84,9 +83,15 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
       'Transformer': {'architecture': 'transformer'},
       'Linear Transformer': {'architecture': 'linear_attention'},
       'DeltaNet': {'architecture': 'deltanet'},
-      # Half of its heads turn over, half add up without bound.
-      'Hope': _plain_heads(adaptive_v=False),
-      'Hope (plain heads, values adapt)': _plain_heads(adaptive_v=True),
+      # Half of its heads turn over, half add up without bound; and gates that
+      # see the layer's input can clear them.
+      'Hope': _plain_heads(
+          adaptive_v=False, retention=True, retention_init=0.99,
+          gate_input='layer',
+      ),
+      'Hope (plain heads, values adapt)': _plain_heads(
+          adaptive_v=True
+      ),
       'Hope (no plain heads)': _turning(),
       'Hope (chunk 16)': _turning(chunk=16, projection_chunk=16),
       'Hope (keys and rates adapt)': _turning(
@@ -107,11 +112,8 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
   }
   # These still get better after the 3,000 steps of the others.
   if not tiny:
-    longer = {'train': {'steps': 10_000}}
-    others['Hope'] = longer
-    others['Hope (plain heads, values adapt)'] = longer | {
-        'optimizer': {'eps': 1e-15}
-    }
+    longer = {'train': {'steps': 10_000}, 'optimizer': {'eps': 1e-15}}
+    others['Hope'] = others['Hope (plain heads, values adapt)'] = longer
   return ml_collections.ConfigDict({
       'task': 'formal_languages',
       'results': 'runs/formal_languages_tiny'
