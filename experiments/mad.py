@@ -3,9 +3,9 @@
   python -m hope_jax.main study --config=experiments/mad.py
   python -m hope_jax.main study --config=experiments/mad.py:tiny
 
-Base difficulty, two blocks. A form for a CPU: width 32, 800 steps of 16 rows;
-for selective copying width 64, 6,000 steps of 4 (the protocol: width 128, 200
-epochs). Published scores are means over difficulties, each at the best of three
+Base difficulty, two blocks. A form for a CPU: width 32, 800 steps of 16 rows,
+3,000 for compression; for selective copying width 64, 6,000 steps of 4 (the
+protocol: width 128, 200 epochs). Published scores are means over difficulties, each at the best of three
 learning rates and two weight decays:
 
 | NL Table 4        | Transformer | Titans | Hope |
