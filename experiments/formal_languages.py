@@ -86,7 +86,7 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
       # Half of its heads turn over, half add up without bound; and gates that
       # see the layer's input can clear them.
       'Hope': _plain_heads(
-          adaptive_v=False, retention=True, retention_init=0.99,
+          adaptive_v=False, retention=True, retention_init=0.9999,
           gate_input='layer',
       ),
       'Hope (plain heads, values adapt)': _plain_heads(
