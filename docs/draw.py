@@ -14,6 +14,11 @@ RESULTS = HERE.parent / 'experiments' / 'results'
 INK, BLUE, ORANGE, GREY = '#222222', '#1f5fa8', '#c9540f', '#8a8a8a'
 
 
+def minutes(results):
+  """How long a quickstart took in all."""
+  return round(results['seconds']['total'] / 60)
+
+
 def learning(axes, long, short):
   """Held-out bits per byte while training, beside what needs no training.
 
@@ -21,7 +26,7 @@ def learning(axes, long, short):
   of the trained model on half of the held-out text, as in docs/results.md.
   """
   for results, color, label in (
-      (long, BLUE, 'Hope, 73 minutes'), (short, ORANGE, 'Hope, 4 minutes'),
+      (long, BLUE, 'printed layer'), (short, ORANGE, 'Hope'),
   ):
     curve = [p for p in results['curve'] if p['split'] == 'heldout']
     size = [p['bytes'] / 1e6 for p in curve]
@@ -29,7 +34,7 @@ def learning(axes, long, short):
     bits[-1] = results['heldout']['bits_per_byte']
     axes.plot(size, bits, marker='o', markersize=3, color=color)
     axes.plot(size[-1], bits[-1], marker='o', color=color,
-              label=f'{label}: {bits[-1]:.2f}')
+              label=f'{label}, {minutes(results)} minutes: {bits[-1]:.2f}')
   right = axes.get_xlim()[1]
   for name in ('trigram', 'gzip -9', 'xz -9'):
     bits = long['baselines'][name]
@@ -37,17 +42,17 @@ def learning(axes, long, short):
     axes.text(right, bits, f'{name} {bits:.2f}', color=GREY, va='bottom',
               ha='right', fontsize=8)
   axes.set(xlabel='MB read in training', ylabel='held-out bits per byte',
-           title='Reading: 1.05 M parameters')
+           title='Reading: 1 M parameters')
   # Between two of the dashed lines.
   axes.legend(frameon=False, fontsize=8, loc='upper right',
               bbox_to_anchor=(1, 0.91))
 
 
-def recall(axes, long):
+def recall(axes, short):
   """What a carried memory saves on a passage that it has read before."""
   bars = (('on', BLUE, 'memory'), ('off', GREY, 'memory off'))
   for i, (form, color, label) in enumerate(bars):
-    reading = long['second_reading'][form]
+    reading = short['second_reading'][form]
     saved = reading['control - carried']
     centres = [x + 0.36 * (i - 0.5) for x in range(len(saved))]
     axes.bar(
@@ -61,7 +66,7 @@ def recall(axes, long):
   distances = [f'{d:,}' for d in reading['distances']]
   axes.set_xticks(range(len(distances)), distances)
   axes.axhline(0, color=INK, linewidth=0.8)
-  axes.set(xlabel='other bytes read in between', ylim=(-0.02, 0.29),
+  axes.set(xlabel='other bytes read in between', ylim=(-0.02, 0.39),
            ylabel='bits per byte saved',
            title='Remembering: a passage read again')
   axes.legend(frameon=False, fontsize=8)
@@ -78,7 +83,7 @@ def main(path: str) -> None:
   )
   figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.1))
   learning(left, long, short)
-  recall(right, long)
+  recall(right, short)
   for axes in (left, right):
     axes.spines[['top', 'right']].set_visible(False)
   figure.tight_layout(w_pad=2.5)

@@ -5,8 +5,8 @@
 
 Base difficulty, two blocks. A form for a CPU: width 32, 800 steps of 16 rows,
 3,000 for compression; for selective copying width 64, 6,000 steps of 4 (the
-protocol: width 128, 200 epochs). Published scores are means over difficulties, each at the best of three
-learning rates and two weight decays:
+protocol: width 128, 200 epochs). Published scores are means over difficulties,
+each at the best of three learning rates and two weight decays:
 
 | NL Table 4        | Transformer | Titans | Hope |
 |-------------------|-------------|--------|------|
@@ -36,6 +36,9 @@ ROWS = (
     {'name': 'DeltaNet', 'model': {'architecture': 'deltanet'}},
     {'name': 'Titans', 'model': {'architecture': 'titans'}},
     {'name': 'Hope', 'model': {'architecture': 'hope'}},
+    # A write's target is what the memory itself makes of the value.
+    {'name': 'Hope (bounded targets)',
+     'model': {'architecture': 'hope', 'titans': {'target': 'bounded'}}},
     {'name': 'Titans (one projection)',
      'model': {
          'architecture': 'titans', 'titans': {'input_projection': 'shared'},
