@@ -32,6 +32,11 @@ ROWS = (
         for name, (kind, dims) in WIDTHS.items()
         for dim in dims
     ),
+    # With a frozen copy of the main memory: the same bytes in less width.
+    {'name': 'Hope 44 (bounded targets)',
+     'model': {
+         'architecture': 'hope', 'dim': 44, 'titans': {'target': 'bounded'},
+     }},
     {'name': 'Hope 60 (one projection)',
      'model': {
          'architecture': 'hope', 'dim': 60,
