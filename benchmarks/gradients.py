@@ -30,7 +30,7 @@ import optax
 from train_step import commit, machine
 
 from hope_jax import data
-from hope_jax.config import Config, from_dict
+from hope_jax.config import PRINTED, Config, from_dict
 from hope_jax.models.factory import language_model
 from hope_jax.optim import factory
 from hope_jax.train import losses
@@ -39,14 +39,7 @@ RESULTS = pathlib.Path(__file__).parent / 'results' / 'gradients.json'
 ROWS, LENGTH = 2, 128
 RATE = 3e-3
 # The printed form has a full memory for each gate, and momentum.
-LAYERS = {
-    'default': {},
-    'printed': {
-        'read_residual': 'full', 'target': 'bounded', 'values': 'unit',
-        'read': 'causal', 'gate_input': 'key', 'input_projection': 'shared',
-        'projection_rank': 0, 'momentum': True,
-    },
-}
+LAYERS = {'default': {}, 'printed': PRINTED}
 # Fields of the optimizer.
 SETTINGS = {
     'as it is': {},

@@ -23,7 +23,7 @@ def learning(axes, long, short):
   """Held-out bits per byte while training, beside what needs no training.
 
   On the way a small sample is measured. The last point, larger, is the measure
-  of the trained model on half of the held-out text, as in docs/results.md.
+  of the trained model on the held-out text, or half of it: docs/results.md.
   """
   for results, color, label in (
       (long, BLUE, 'printed layer'), (short, ORANGE, 'Hope'),

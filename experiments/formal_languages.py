@@ -89,9 +89,7 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
           adaptive_v=False, retention=True, retention_init=0.9999,
           gate_input='layer',
       ),
-      'Hope (plain heads, values adapt)': _plain_heads(
-          adaptive_v=True
-      ),
+      'Hope (plain heads, values adapt)': _plain_heads(adaptive_v=True),
       'Hope (no plain heads)': _turning(),
       'Hope (chunk 16)': _turning(chunk=16, projection_chunk=16),
       'Hope (keys and rates adapt)': _turning(

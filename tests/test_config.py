@@ -1,9 +1,13 @@
 """What the configuration refuses, in one line that says why."""
 
+import pathlib
+import runpy
+
 import pytest
 
 from hope_jax import config as config_lib
 from hope_jax.config import (
+  PRINTED,
   ConfigError,
   ContinuumConfig,
   ModelConfig,
@@ -149,3 +153,10 @@ def test_a_name_is_registered_once():
   """If it fails, an extension can replace an architecture unnoticed."""
   with pytest.raises(ConfigError, match="'hope' is there already"):
     architectures.register('hope', ARCHITECTURES['hope'])
+
+
+@pytest.mark.parametrize('name', ['ablation', 'mad', 'mqar_why', 'needles'])
+def test_experiments_say_the_printed_layer_alike(name):
+  """If it fails, a row that is called literal is not what the paper prints."""
+  path = pathlib.Path(__file__).parents[1] / 'experiments' / f'{name}.py'
+  assert PRINTED.items() <= runpy.run_path(str(path))['LITERAL'].items()

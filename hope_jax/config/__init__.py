@@ -12,6 +12,7 @@ is argued in the comment beside it. "NL" is arXiv 2512.24695.
 from hope_jax.config.build import ConfigError
 from hope_jax.config.data import DataConfig
 from hope_jax.config.model import (
+    PRINTED,
     ContinuumConfig,
     LinearConfig,
     ModelConfig,
@@ -29,8 +30,8 @@ from hope_jax.config.train import (
 )
 
 __all__ = (
-    'Config', 'ConfigError', 'ContinuumConfig', 'DataConfig', 'ImageConfig',
-    'LinearConfig', 'MeshConfig', 'ModelConfig', 'OptimizerConfig',
-    'StudyConfig', 'TitansConfig', 'TrainConfig', 'TttConfig', 'VitConfig',
-    'from_dict', 'to_dict',
+    'PRINTED', 'Config', 'ConfigError', 'ContinuumConfig', 'DataConfig',
+    'ImageConfig', 'LinearConfig', 'MeshConfig', 'ModelConfig',
+    'OptimizerConfig', 'StudyConfig', 'TitansConfig', 'TrainConfig',
+    'TttConfig', 'VitConfig', 'from_dict', 'to_dict',
 )

@@ -206,6 +206,21 @@ class TitansConfig:
       )
 
 
+# The fields of TitansConfig by which the layer is the paper's as printed, but
+# for bounded targets. The defaults differ: see nested/titans.py. Experiments,
+# which import nothing of this package, say them again.
+PRINTED = {
+    'read_residual': 'full',
+    'target': 'bounded',
+    'values': 'unit',
+    'read': 'causal',
+    'gate_input': 'key',
+    'input_projection': 'shared',
+    'projection_rank': 0,
+    'momentum': True,
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class ContinuumConfig:
   """Continuum Memory System, NL §7.1 (Eq. 70-74): MLPs, fast to slow."""

@@ -7,13 +7,12 @@ import statistics
 import typing
 from typing import Any
 
-import jax
-
 from hope_jax import run as run_lib
 from hope_jax.config import Config, ConfigError, DataConfig, StudyConfig
 from hope_jax.studies import tables
 from hope_jax.studies.results import Entries, Result, by_cell
 from hope_jax.studies.task import Cell, Task
+from hope_jax.studies.training import parameter_count
 
 _SOURCES = typing.get_args(typing.get_type_hints(DataConfig)['source'])
 
@@ -46,7 +45,7 @@ def run(
   elif 'source' not in study.by_column.get(cell.column, {}).get('data', {}):
     raise ConfigError(
         f'column {cell.column!r} is none of {", ".join(_SOURCES)}, and'
-        f' by_column says no data.source for it'
+        ' by_column says no data.source for it'
     )
   trained = run_lib.train(config)
   if trained.stopped == 'time':
@@ -66,9 +65,7 @@ def run(
       'perplexity': math.exp(last['loss']),
       'bits_per_byte': last['bits_per_byte'],
       'steps': int(trained.state.step),
-      'parameters': sum(
-          x.size for x in jax.tree.leaves(trained.state.params)
-      ),
+      'parameters': parameter_count(trained.state.params),
       'tokens_per_second': round(statistics.median(speeds)),
   }
 

@@ -33,6 +33,7 @@ from hope_jax.report import optimizers as report
 from hope_jax.studies.problems import FREQUENCY, WAVE, Problem, problem_of
 from hope_jax.studies.results import Result
 from hope_jax.studies.task import Cell, Task
+from hope_jax.studies.training import parameter_count
 from hope_jax.train.state import TrainState
 from hope_jax.train.step import make_train_step
 
@@ -122,7 +123,7 @@ class Trainer:
     last = losses[-max(self._steps // 10, 1) :]
     scores = {
         'steps': len(losses),
-        'parameters': sum(x.size for x in jax.tree.leaves(state.params)),
+        'parameters': parameter_count(state.params),
         'train_loss': _finite(np.mean(last)),
         'curve': _curve(losses),
         # Medians: the first step compiles.

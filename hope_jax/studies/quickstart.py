@@ -36,6 +36,7 @@ from hope_jax.report import page
 from hope_jax.report import text as report
 from hope_jax.studies import machine
 from hope_jax.studies.results import write_json, write_text
+from hope_jax.studies.training import parameter_count
 from hope_jax.train import checkpoint as checkpoint_lib
 from hope_jax.train import setup
 from hope_jax.types import PyTree
@@ -79,7 +80,7 @@ def run(
   logged = [r for r in result.history if r['split'] == 'train']
   facts = {
       'architecture': config.model.architecture,
-      'parameters': sum(x.size for x in jax.tree.leaves(params)),
+      'parameters': parameter_count(params),
       'from_step': from_step,
       'step': step,
       'steps': config.train.steps,

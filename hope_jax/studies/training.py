@@ -77,11 +77,14 @@ def on_labels(
       'stopped': trained.stopped,
       'loss': records[-1]['loss'],
       'tokens_per_second': round(speed),
-      'parameters': sum(
-          x.size for x in jax.tree.leaves(trained.state.params)
-      ),
+      'parameters': parameter_count(trained.state.params),
       'state_bytes': state_bytes(model, trained.state.params),
   })
+
+
+def parameter_count(params: PyTree) -> int:
+  """Returns how many numbers are trained."""
+  return sum(x.size for x in jax.tree.leaves(params))
 
 
 def state_bytes(model: Any, params: PyTree) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from hope_jax import config as config_lib
+from hope_jax.config import PRINTED
 from hope_jax.config.architectures import ARCHITECTURES
 from hope_jax.models.factory import language_model
 from hope_jax.train import losses
@@ -22,11 +23,6 @@ ROWS = 2
 PERIODS = (4, 16)
 
 TITANS = 'hope', 'titans', 'ttt'
-PRINTED = {
-    'read_residual': 'full', 'target': 'bounded', 'values': 'unit',
-    'read': 'causal', 'gate_input': 'key', 'projection_rank': 0,
-    'momentum': True,
-}
 # Name -> fields of the model.
 CASES = {
     f'{name}, {memory}, {taps}': {
