@@ -119,7 +119,8 @@ def _group(group):
   lines = [f'## {title}', '', _escaped(group.summary), '']
   for field in group.fields:
     default = f' = {field.default}' if field.default else ''
-    lines += [f'**`{field.name}: {field.kind}{default}`**', '']
+    within = f' in {_escaped(field.range)}' if field.range else ''
+    lines += [f'**`{field.name}: {field.kind}{default}`**{within}', '']
     if field.comment:
       lines += [_escaped(field.comment), '']
   return '\n'.join(lines)

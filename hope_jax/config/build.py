@@ -19,25 +19,13 @@ def require(condition: bool, message: str) -> None:
     raise ConfigError(message)
 
 
-def positive(config: Any, *names: str) -> None:
-  """Raises a ConfigError naming the first field of `config` that is not > 0."""
-  for name in names:
-    value = getattr(config, name)
-    require(
-        value > 0,
-        f'{type(config).__name__}.{name} must be positive; got {value}',
-    )
-
-
-def within(config: Any, low: float, high: float, *names: str) -> None:
-  """Raises a ConfigError naming the first field not in [low, high)."""
-  for name in names:
-    value = getattr(config, name)
-    require(
-        low <= value < high,
-        f'{type(config).__name__}.{name} must be at least {low:g} and below'
-        f' {high:g}; got {value}',
-    )
+def shown(value: Any) -> str:
+  """Returns `value` as a message shows it: on one line, and not without end."""
+  if isinstance(value, int) and value.bit_length() > 128:
+    # Python itself refuses to write out the longest.
+    return f'a whole number of about {value.bit_length() * 0.30103:.0f} digits'
+  text = ' '.join(repr(value).split())
+  return text if len(text) <= 200 else f'{text[:197]}...'
 
 
 def nearest(name: str, names: Iterable[str], otherwise: str) -> str:
@@ -104,7 +92,8 @@ def _coerce(value: Any, kind: Any, path: str) -> Any:
     options = typing.get_args(kind)
     require(
         value in options,
-        f'{path} must be one of {", ".join(map(repr, options))}; got {value!r}',
+        f'{path} must be one of {", ".join(map(repr, options))};'
+        f' got {shown(value)}',
     )
     return value
   options = options_of(kind)
@@ -115,21 +104,26 @@ def _coerce(value: Any, kind: Any, path: str) -> Any:
   if kind is dict or origin is dict:
     require(
         isinstance(value, Mapping),
-        f'{path} must be names with values; got {value!r}',
+        f'{path} must be names with values; got {shown(value)}',
     )
     return dict(value)
   if origin is tuple:
     require(
         isinstance(value, (tuple, list)),
-        f'{path} must be a tuple; got {value!r}',
+        f'{path} must be a tuple; got {shown(value)}',
     )
     item = typing.get_args(kind)[0]
     return tuple(_coerce(v, item, f'{path}[{i}]') for i, v in enumerate(value))
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
+    try:
+      return float(value)
+    except OverflowError:
+      raise ConfigError(
+          f'{path} must be a number that a float holds; got {shown(value)}'
+      ) from None
   require(
       isinstance(value, kind) and not (kind is int and isinstance(value, bool)),
-      f'{path} must be {kind.__name__}; got {value!r}',
+      f'{path} must be {kind.__name__}; got {shown(value)}',
   )
   return value
 
@@ -145,4 +139,4 @@ def _first_fitting(value: Any, options: tuple[Any, ...], path: str) -> Any:
         return _coerce(value, option, path)
       except ConfigError as error:
         fault = fault or error
-  raise fault or ConfigError(f'{path} must be None; got {value!r}')
+  raise fault or ConfigError(f'{path} must be None; got {shown(value)}')

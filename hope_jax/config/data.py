@@ -1,9 +1,10 @@
 """Where text comes from, and how it is cut into sequences."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
-from hope_jax.config.build import positive, require
+from hope_jax.config.build import require
+from hope_jax.config.ranges import INSIDE, SEED, TOKENS, check_ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,30 +19,26 @@ class DataConfig:
   text_field: str = 'text'
   # Empty: bytes, 256 of them. Else a Hugging Face `tokenizers` JSON file.
   tokenizer: str = ''
-  sequence_length: int = 512
-  batch_size: int = 8
+  sequence_length: Annotated[int, TOKENS] = 512
+  batch_size: Annotated[int, TOKENS] = 8
   # Documents start at multiples of this many tokens, so that the memories'
   # chunk grid meets their beginning. 1 packs without gaps.
-  align: int = 16
+  align: Annotated[int, TOKENS] = 16
   # Texts that take turns in each training row, 64 to 512 tokens at a time, with
   # one memory. Where a row is one text from a fresh memory, a model never meets
   # what another text left there, and reads worse with it than with none. Each
   # text is `sequence_length / interleave` tokens long. Not in the paper.
-  interleave: int = 1
+  interleave: Annotated[int, TOKENS] = 1
   # Share of documents held out for evaluation, chosen by a hash of their name.
-  holdout: float = 0.05
-  seed: int = 0
+  holdout: Annotated[float, INSIDE] = 0.05
+  seed: Annotated[int, SEED] = 0
 
   def __post_init__(self):
-    positive(self, 'sequence_length', 'batch_size', 'align', 'interleave')
+    check_ranges(self)
     require(
         self.sequence_length % self.interleave == 0,
         f'DataConfig.interleave={self.interleave} must divide'
         f' sequence_length={self.sequence_length}',
-    )
-    require(
-        0 < self.holdout < 1,
-        f'DataConfig.holdout must be in (0, 1); got {self.holdout}',
     )
     require(
         self.source == 'stdlib' or bool(self.path),

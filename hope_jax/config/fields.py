@@ -14,15 +14,17 @@ import textwrap
 from typing import NamedTuple
 
 from hope_jax.config.build import ConfigError, nearest
+from hope_jax.config.ranges import ranges_of
 
 
 class Field(NamedTuple):
   """One field, as its source declares it."""
 
   name: str
-  kind: str  # The annotation, on one line.
+  kind: str  # The annotation, on one line; a range stands beside it.
   default: str  # The default as written; '' where a value must be given.
   comment: str  # Without '#', on one line; '' where the name says it all.
+  range: str = ''  # The numbers it takes, such as '[0, 1)'.
 
 
 class Group(NamedTuple):
@@ -66,16 +68,26 @@ def _declared(kind: type) -> dict[str, Field]:
       n for n in ast.parse(text).body
       if isinstance(n, ast.ClassDef) and n.name == kind.__name__
   )
-  found = {}
+  found, ranges = {}, ranges_of(kind)
   for item in node.body:
     if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-      found[item.target.id] = Field(
-          item.target.id,
-          ast.unparse(item.annotation),
+      name = item.target.id
+      found[name] = Field(
+          name,
+          ast.unparse(_without_range(item.annotation)),
           ast.unparse(item.value) if item.value else '',
           _comment(lines, item),
+          str(ranges.get(name, '')),
       )
   return found
+
+
+def _without_range(annotation: ast.expr) -> ast.expr:
+  """Returns T of `Annotated[T, range]`."""
+  match annotation:
+    case ast.Subscript(ast.Name('Annotated'), ast.Tuple([kind, *_])):
+      return kind
+  return annotation
 
 
 def _comment(lines: list[str], item: ast.stmt) -> str:
@@ -131,8 +143,9 @@ def _group_text(group: Group) -> str:
   lines = textwrap.wrap(f'{title}  {group.summary}', 80)
   for field in group.fields:
     default = f'={field.default}' if field.default else '  (must be given)'
+    within = f'  in {field.range}' if field.range else ''
     lines += textwrap.wrap(
-        f'  {field.name}{default}', 80, subsequent_indent='      ',
+        f'  {field.name}{default}{within}', 80, subsequent_indent='      ',
         break_on_hyphens=False,
     )
     if field.kind.startswith('Literal['):

@@ -1,10 +1,21 @@
 """Models: what stands in a block, and every choice within it."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from hope_jax.config.architectures import ARCHITECTURES, reads, require_known
-from hope_jax.config.build import positive, require
+from hope_jax.config.build import require
+from hope_jax.config.ranges import (
+    INSIDE,
+    LAYERS,
+    RATE_OR_ZERO,
+    SHARE,
+    STEPS,
+    TOKENS,
+    WIDTH,
+    Range,
+    check_ranges,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,13 +28,13 @@ class TitansConfig:
   memory: Literal['matrix', 'mlp'] = 'mlp'
   # Hidden width of an MLP memory over its input width: the main memory, and the
   # memories that make keys, values and gates. Not given by the paper.
-  expansion: int = 4
-  projection_expansion: int = 1
+  expansion: Annotated[int, WIDTH] = 4
+  projection_expansion: Annotated[int, WIDTH] = 1
   # Tokens between two updates of the frozen copy that keys, values, gates,
   # targets and gradients are computed from (Eq. 90): for the main memory, and
   # for the others. One must divide the other.
-  chunk: int = 16
-  projection_chunk: int = 16
+  chunk: Annotated[int, TOKENS] = 16
+  projection_chunk: Annotated[int, TOKENS] = 16
   # Inner loss. 'delta': -<M(k), v^>, whose only erasure is that of DGD, the
   # exact delta rule. 'l2': 1/2 |M(k) - v^|^2 at the frozen copy, the paper's
   # literal choice, which erases twice (fixed point v^/2, eigenvalues near -1 in
@@ -46,7 +57,7 @@ class TitansConfig:
   read_residual: Literal['none', 'learned', 'full'] = 'learned'
   # The learned share at the start. Nearer 1 a text is learned sooner, nearer
   # 0 recall is (experiments/mqar/WHY.md); both are well served by 1/2.
-  residual_init: float = 0.5
+  residual_init: Annotated[float, SHARE] = 0.5
   # Which state a query reads: 'after', the state after its own token's write,
   # as in Titans and DeltaNet; 'causal', the state before it (Eq. 86);
   # 'boundary', the frozen copy (Eq. 90), blind to its own chunk.
@@ -55,7 +66,7 @@ class TitansConfig:
   # eta_max <= 1 every write is a contraction. None: 1 for 'delta', and 1/chunk
   # for 'l2', where the frozen gradient counts once for each token of the chunk.
   # 0 (with retention=False) switches the memory off: nothing is ever written.
-  eta_max: float | None = None
+  eta_max: Annotated[float | None, SHARE] = None
   # Which eigenvalues alpha - eta |k|^2 a write may have along its key.
   # 'positive': in [0, alpha], by eta <= alpha. 'signed': in [-1, alpha], by
   # eta <= 1 + alpha; a memory can then turn over, which counting modulo two
@@ -64,17 +75,17 @@ class TitansConfig:
   eigenvalues: Literal['positive', 'signed'] = 'positive'
   # eta_max of the memories of keys, values and gates, as a share of it.
   # Smaller, so that the projections drift more slowly than what they write.
-  projection_eta: float = 0.1
+  projection_eta: Annotated[float, Range(0, 1, '(]')] = 0.1
   # eta / eta_max at initialisation.
-  eta_init: float = 0.5
+  eta_init: Annotated[float, INSIDE] = 0.5
   # alpha at initialisation, a token. 0.999 halves a memory in 700 tokens. Where
   # it is rounded, what is rounded to 1: nearer 1/2, the sooner a token clears.
-  retention_init: float = 0.999
+  retention_init: Annotated[float, Range(0.5, 1, '[)')] = 0.999
   # Momentum S_t = mu S_{t-1} + (1 - mu) G_t on the inner gradient. Only Table 6
   # speaks of it; mu is data-dependent, momentum_init at initialisation. Off: it
   # doubles the state and has not been worth it (experiments/ablation).
   momentum: bool = False
-  momentum_init: float = 0.5
+  momentum_init: Annotated[float, INSIDE] = 0.5
   # Table 6, one flag a row: plain gradient descent instead of DGD, no
   # retention, static key / value memories (read from their initial states),
   # adaptive query.
@@ -92,12 +103,12 @@ class TitansConfig:
   # Rank of what the memories of keys, values and queries add to their streams,
   # M(z) = z + (z W) P: a matrix W of so many columns is written, and P is
   # learned. 0, or a head's width and more: a memory of the main one's form.
-  projection_rank: int = 2
+  projection_rank: Annotated[int, Range(0, 2**20)] = 2
   # Heads, the last ones, whose memories take plain gradient steps all the same:
   # what they add up is not erased, as counting needs. Not in the paper.
-  plain_heads: int = 0
+  plain_heads: Annotated[int, Range(0, 2**20)] = 0
   # eta_init of these heads.
-  plain_eta_init: float = 0.5
+  plain_eta_init: Annotated[float, INSIDE] = 0.5
   # 'integer': keys, queries and targets are rounded to the corners of a cube,
   # rates and retention to whole numbers, trained straight through, so that what
   # a plain head adds up is exact however long the text is, and a token can
@@ -109,7 +120,7 @@ class TitansConfig:
   # their memories: there it stays parallel in time, and it breaks the symmetry
   # between keys and values.
   conv: bool = True
-  conv_width: int = 4
+  conv_width: Annotated[int, Range(2, 1024)] = 4
   # How its taps start. 'recall': a key is made of the tokens before its own, by
   # the taps with which a query is made of its own and those before; a memory
   # then predicts from the first step on. 'identity': the token itself.
@@ -136,14 +147,7 @@ class TitansConfig:
   implementation: str = 'auto'
 
   def __post_init__(self):
-    positive(
-        self, 'expansion', 'projection_expansion', 'chunk',
-        'projection_chunk', 'projection_eta',
-    )
-    require(
-        self.conv_width >= 2,
-        f'TitansConfig.conv_width must be at least 2; got {self.conv_width}',
-    )
+    check_ranges(self)
     big, small = (
         max(self.chunk, self.projection_chunk),
         min(self.chunk, self.projection_chunk),
@@ -152,15 +156,6 @@ class TitansConfig:
         big % small == 0,
         'TitansConfig.chunk and projection_chunk: one must divide the other;'
         f' got {self.chunk} and {self.projection_chunk}',
-    )
-    require(
-        0 < self.eta_init < 1,
-        f'TitansConfig.eta_init must be in (0, 1); got {self.eta_init}',
-    )
-    require(
-        0 < self.plain_eta_init < 1,
-        'TitansConfig.plain_eta_init must be in (0, 1); got'
-        f' {self.plain_eta_init}',
     )
     least = 0.5 if self.arithmetic == 'integer' else 0.99
     require(
@@ -171,28 +166,9 @@ class TitansConfig:
     if self.arithmetic == 'integer':
       self._require_whole()
     require(
-        0 < self.momentum_init < 1,
-        'TitansConfig.momentum_init must be in (0, 1);'
-        f' got {self.momentum_init}',
-    )
-    require(
         self.eigenvalues == 'positive' or self.objective == 'delta',
         "TitansConfig.eigenvalues='signed' needs objective='delta'; got"
         f' {self.objective!r}',
-    )
-    require(
-        self.projection_rank >= 0,
-        'TitansConfig.projection_rank must not be negative; got'
-        f' {self.projection_rank}',
-    )
-    require(
-        self.eta_max is None or self.eta_max >= 0,
-        f'TitansConfig.eta_max must not be negative; got {self.eta_max}',
-    )
-    require(
-        self.plain_heads >= 0,
-        'TitansConfig.plain_heads must not be negative; got'
-        f' {self.plain_heads}',
     )
 
   def _require_whole(self) -> None:
@@ -228,7 +204,7 @@ class ContinuumConfig:
   # Update periods, fastest level first; each must divide the next. In optimizer
   # steps under regime 'outer', in tokens under 'in_context'. One level of
   # period 1 is a Transformer's MLP.
-  periods: tuple[int, ...] = (1, 4, 16)
+  periods: Annotated[tuple[int, ...], STEPS] = (1, 4, 16)
   # How the levels are joined: Eq. 73 (chain), Eq. 72 (chain; a level restarts
   # from an initial state that the next slower level learns: 'in_context' only),
   # Eq. 74 (sum).
@@ -242,15 +218,16 @@ class ContinuumConfig:
   outer_gradient: Literal['exact', 'first_order'] = 'first_order'
   # Inner learning rate of each level, or one for all, for the mean over the
   # period; 'sum' is the literal Eq. 71.
-  learning_rates: tuple[float, ...] = (1e-2,)
+  learning_rates: Annotated[tuple[float, ...], RATE_OR_ZERO] = (1e-2,)
   accumulate: Literal['mean', 'sum'] = 'mean'
 
   def __post_init__(self):
     object.__setattr__(self, 'periods', tuple(self.periods))
     object.__setattr__(self, 'learning_rates', tuple(self.learning_rates))
+    check_ranges(self)
     require(
-        len(self.periods) > 0 and all(p > 0 for p in self.periods),
-        f'ContinuumConfig.periods must be positive; got {self.periods}',
+        len(self.periods) > 0,
+        'ContinuumConfig.periods must hold one period or more; got none',
     )
     for fast, slow in zip(self.periods, self.periods[1:]):
       require(
@@ -303,13 +280,11 @@ class LinearConfig:
   eigenvalues: Literal['positive', 'signed'] = 'positive'
   # Width of all keys, and of all values, over dim, in the published forms.
   # None: as published, 1 and 1; RetNet 1 and 2; Gated DeltaNet 0.75 and 1.5.
-  key_expansion: float | None = None
-  value_expansion: float | None = None
+  key_expansion: Annotated[float | None, Range(0, 1024, '(]')] = None
+  value_expansion: Annotated[float | None, Range(0, 1024, '(]')] = None
 
   def __post_init__(self):
-    for name in ('key_expansion', 'value_expansion'):
-      if getattr(self, name) is not None:
-        positive(self, name)
+    check_ranges(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,17 +292,13 @@ class TttConfig:
   """TTT-Linear and TTT-MLP, arXiv 2407.04620."""
 
   # Tokens whose gradients are taken at the state before the first of them.
-  mini_batch: int = 16
+  mini_batch: Annotated[int, TOKENS] = 16
   # Inner learning rate, which gates of token and position then scale. None: the
   # authors' 1 for TTT-Linear and 0.1 for TTT-MLP.
-  rate: float | None = None
+  rate: Annotated[float | None, RATE_OR_ZERO] = None
 
   def __post_init__(self):
-    positive(self, 'mini_batch')
-    require(
-        self.rate is None or self.rate >= 0,
-        f'TttConfig.rate must not be negative; got {self.rate}',
-    )
+    check_ranges(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -341,15 +312,15 @@ class ModelConfig:
   # are published (docs/baselines.md): titans_lmm, ttt_linear, ttt_mlp, and four
   # that end in _published. Fields that an architecture fixes hold its values.
   architecture: str = 'hope'
-  vocab_size: int = 256
-  dim: int = 256
-  layers: int = 4
-  heads: int = 4
+  vocab_size: Annotated[int, Range(1, 2**24)] = 256
+  dim: Annotated[int, WIDTH] = 256
+  layers: Annotated[int, LAYERS] = 4
+  heads: Annotated[int, WIDTH] = 4
   # Total hidden width of a block's MLPs over dim; levels of a CMS share it.
-  mlp_expansion: float = 4.0
+  mlp_expansion: Annotated[float, Range(0, 1024, '(]')] = 4.0
   # Tokens that softmax attention looks back on; also the size of its cache.
-  attention_window: int = 2048
-  rope_base: float = 10_000.0
+  attention_window: Annotated[int, TOKENS] = 2048
+  rope_base: Annotated[float, Range(1, 1e12)] = 10_000.0
   # What runs softmax attention. 'auto': the splash kernel on a TPU and cuDNN on
   # a GPU, for the calls that they take, and XLA elsewhere; see
   # models/attention_kernels.py. The others refuse what they do not take.
@@ -370,16 +341,13 @@ class ModelConfig:
   remat: Literal['none', 'parts', 'block'] = 'block'
   # Blocks in one turn of the loop over the layers: more to compile, and on a
   # CPU, where small models lose up to half of their time to the loop, faster.
-  unroll: int = 1
+  unroll: Annotated[int, LAYERS] = 1
 
   def __post_init__(self):
     require_known(self.architecture)
     for field, value in ARCHITECTURES[self.architecture].fixed.items():
       self._fix(field.split('.'), value)
-    positive(
-        self, 'vocab_size', 'dim', 'layers', 'heads', 'mlp_expansion',
-        'attention_window', 'unroll',
-    )
+    check_ranges(self)
     require(
         self.dim % self.heads == 0 or not reads(self.architecture, 'heads'),
         f'ModelConfig.heads must divide dim; got heads={self.heads},'

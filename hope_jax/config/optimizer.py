@@ -2,10 +2,18 @@
 
 from collections.abc import Mapping
 import dataclasses
-import math
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from hope_jax.config.build import positive, require, within
+from hope_jax.config.build import require
+from hope_jax.config.ranges import (
+    DECAY,
+    EPSILON,
+    RATE,
+    SHARE,
+    STEPS,
+    Range,
+    check_ranges,
+)
 
 # AdamW's options are fields of their own; these are their defaults.
 _ADAMW = {'b1': 0.9, 'b2': 0.95, 'eps': 1e-8}
@@ -26,31 +34,27 @@ class OptimizerConfig:
   # options.period=10 of m3. Learning rates among them are those at the peak of
   # the schedule.
   options: dict[str, Any] = dataclasses.field(default_factory=dict)
-  learning_rate: float = 1e-3
-  final_learning_rate: float = 0.1  # as a share of learning_rate
-  warmup_steps: int = 100
+  learning_rate: Annotated[float, RATE] = 1e-3
+  final_learning_rate: Annotated[float, SHARE] = 0.1  # of learning_rate
+  warmup_steps: Annotated[int, Range(0, 2**31 - 1)] = 100
   # AdamW's alone, 0.9, 0.95 and 1e-8 by default. Gradients well below eps no
   # longer move anything.
-  b1: float | None = None
-  b2: float | None = None
-  eps: float | None = None
+  b1: Annotated[float | None, DECAY] = None
+  b2: Annotated[float | None, DECAY] = None
+  eps: Annotated[float | None, EPSILON] = None
   # Decoupled, times the learning rate, on matrices that project.
-  weight_decay: float = 0.1
-  clip_norm: float = 1.0
+  weight_decay: Annotated[float, Range(0, 100)] = 0.1
+  clip_norm: Annotated[float, Range(0, 1e30, '(]')] = 1.0
   # The learning rate of a CMS level of period p is p^level_power times that of
   # all else. It moves once where others move p times, by a mean over p batches:
   # 0 is the same rate, 1/2 the square-root rule for batches p times as large, 1
   # goes as far in the same time.
-  level_power: float = 0.0
+  level_power: Annotated[float, SHARE] = 0.0
   # Micro-batches a step, each of data.batch_size / accumulate sequences.
-  accumulate: int = 1
+  accumulate: Annotated[int, STEPS] = 1
 
   def __post_init__(self):
-    positive(self, 'learning_rate', 'clip_norm', 'accumulate')
-    within(
-        self, 0, math.inf, 'weight_decay', 'final_learning_rate',
-        'warmup_steps', 'level_power',
-    )
+    check_ranges(self)
     # JSON has no tuples: what config.json gives back must be what was written.
     options = {k: _plain(v) for k, v in self.options.items()}
     object.__setattr__(self, 'options', options)
@@ -69,9 +73,6 @@ class OptimizerConfig:
       )
       if given is None:
         object.__setattr__(self, field, default)
-    if self.name == 'adamw':
-      positive(self, 'eps')
-      within(self, 0, 1, 'b1', 'b2')
 
 
 def _plain(value: Any) -> Any:

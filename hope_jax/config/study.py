@@ -2,9 +2,17 @@
 
 import dataclasses
 import os
-from typing import Literal
+from typing import Annotated, Literal
 
-from hope_jax.config.build import positive, require
+from hope_jax.config.build import require
+from hope_jax.config.ranges import (
+    LAYERS,
+    SEED,
+    TOKENS,
+    WIDTH,
+    Range,
+    check_ranges,
+)
 from hope_jax.config.train import Config
 
 
@@ -17,15 +25,15 @@ class VitConfig:
   are those of ViT-S and ViT-B, which have these sizes.
   """
 
-  patch: int = 16
-  dim: int = 384
-  layers: int = 12
-  heads: int = 6
-  hidden: int = 1536
+  patch: Annotated[int, WIDTH] = 16
+  dim: Annotated[int, WIDTH] = 384
+  layers: Annotated[int, LAYERS] = 12
+  heads: Annotated[int, WIDTH] = 6
+  hidden: Annotated[int, WIDTH] = 1536
   dtype: Literal['float32', 'bfloat16'] = 'float32'
 
   def __post_init__(self):
-    positive(self, 'patch', 'dim', 'layers', 'heads', 'hidden')
+    check_ranges(self)
     require(
         self.dim % self.heads == 0,
         f'VitConfig.heads must divide dim; got heads={self.heads},'
@@ -44,14 +52,14 @@ class ImageConfig:
   heldout_path: str = ''
   image_field: str = 'image'
   label_field: str = 'label'
-  classes: int = 10
+  classes: Annotated[int, WIDTH] = 10
   # Others are scaled to this size, and cut where they are not square.
-  image_size: int = 8
-  channels: int = 1
-  batch_size: int = 128
+  image_size: Annotated[int, WIDTH] = 8
+  channels: Annotated[int, WIDTH] = 1
+  batch_size: Annotated[int, TOKENS] = 128
 
   def __post_init__(self):
-    positive(self, 'classes', 'image_size', 'channels', 'batch_size')
+    check_ranges(self)
     require(
         self.source == 'digits' or bool(self.path and self.heldout_path),
         "ImageConfig.source='tfds' needs path and heldout_path; got"
@@ -76,10 +84,10 @@ class StudyConfig:
   )
   by_column: dict = dataclasses.field(default_factory=dict)
   columns: tuple[str, ...] = ()
-  seeds: tuple[int, ...] = (0, 1, 2)
+  seeds: Annotated[tuple[int, ...], SEED] = (0, 1, 2)
   # Learning rates tried for each row and column, with the seed 0; the seeds
   # then run at the best of them. 0: all run at the rate that the fields say.
-  trials: int = 0
+  trials: Annotated[int, Range(0, 1000)] = 0
   # The rows and columns to run; empty: all. All that have results are shown.
   rows_run: tuple[str, ...] = ()
   columns_run: tuple[str, ...] = ()
@@ -101,6 +109,7 @@ class StudyConfig:
   vit: VitConfig = VitConfig()
 
   def __post_init__(self):
+    check_ranges(self)
     require(
         bool(self.rows) and all('name' in row for row in self.rows),
         f"StudyConfig.rows need a 'name' each; got {self.rows}",
@@ -108,10 +117,6 @@ class StudyConfig:
     require(
         bool(self.seeds) and len(set(self.seeds)) == len(self.seeds),
         f'StudyConfig.seeds must differ, one at least; got {self.seeds}',
-    )
-    require(
-        self.trials >= 0,
-        f'StudyConfig.trials must not be negative; got {self.trials}',
     )
     require(
         not self.trials or 0 not in self.seeds,

@@ -2,25 +2,26 @@
 
 from collections.abc import Mapping
 import dataclasses
-import math
-from typing import Any
+from typing import Annotated, Any
 
 from hope_jax.config import architectures
-from hope_jax.config.build import build, positive, require, within
+from hope_jax.config.build import build, require
 from hope_jax.config.data import DataConfig
 from hope_jax.config.model import ModelConfig
 from hope_jax.config.optimizer import OptimizerConfig
+from hope_jax.config.ranges import SEED, STEPS, Range, check_ranges
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
   """Devices along each mesh axis; -1 takes all that are left."""
 
-  data: int = -1
-  fsdp: int = 1
-  tensor: int = 1
+  data: Annotated[int, Range(-1, 2**20)] = -1
+  fsdp: Annotated[int, Range(-1, 2**20)] = 1
+  tensor: Annotated[int, Range(-1, 2**20)] = 1
 
   def __post_init__(self):
+    check_ranges(self)
     sizes = (self.data, self.fsdp, self.tensor)
     require(
         all(s == -1 or s > 0 for s in sizes) and sizes.count(-1) <= 1,
@@ -32,24 +33,19 @@ class MeshConfig:
 class TrainConfig:
   """How long to train, and what to write down on the way."""
 
-  steps: int = 1000
-  seed: int = 0
-  log_every: int = 10
-  eval_every: int = 200
-  eval_batches: int = 16
-  checkpoint_every: int = 200
-  keep_checkpoints: int = 2
+  steps: Annotated[int, STEPS] = 1000
+  seed: Annotated[int, SEED] = 0
+  log_every: Annotated[int, STEPS] = 10
+  eval_every: Annotated[int, STEPS] = 200
+  eval_batches: Annotated[int, STEPS] = 16
+  checkpoint_every: Annotated[int, STEPS] = 200
+  keep_checkpoints: Annotated[int, STEPS] = 2
   # Stop (and save) after this many seconds; 0: no limit. A safety net: the
   # learning rate's schedule is that of `steps` either way.
-  max_seconds: float = 0.0
+  max_seconds: Annotated[float, Range(0, 1e9)] = 0.0
 
   def __post_init__(self):
-    positive(
-        self, 'steps', 'log_every', 'eval_every', 'eval_batches',
-        'checkpoint_every', 'keep_checkpoints',
-    )
-    within(self, 0, 2**31, 'seed')
-    within(self, 0, math.inf, 'max_seconds')
+    check_ranges(self)
 
 
 @dataclasses.dataclass(frozen=True)

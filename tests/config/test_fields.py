@@ -34,12 +34,13 @@ def test_comments_come_from_the_source():
   }
   chunk = found['model.titans.chunk']
   assert chunk.default == '16' and chunk.kind == 'int'
+  assert chunk.range == '[1, 1073741824]'
   assert chunk.comment.startswith('Tokens between two updates of the frozen')
   assert chunk.comment.endswith('One must divide the other.')
   assert found['model.titans.projection_chunk'].comment == ''
   # One at the end of the line.
   rate = found['optimizer.final_learning_rate']
-  assert rate.comment == 'as a share of learning_rate'
+  assert rate.comment == 'of learning_rate'
 
 
 def test_text_of_a_group_of_a_field_and_of_none():
