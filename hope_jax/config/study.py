@@ -4,10 +4,11 @@ import dataclasses
 import os
 from typing import Annotated, Literal
 
-from hope_jax.config.build import require
+from hope_jax.config.build import require, shown
 from hope_jax.config.ranges import (
     LAYERS,
     SEED,
+    SHARE,
     TOKENS,
     WIDTH,
     Range,
@@ -110,6 +111,8 @@ class StudyConfig:
 
   def __post_init__(self):
     check_ranges(self)
+    self._require_whole('counts')
+    self._require_whole('lengths')
     require(
         bool(self.rows) and all('name' in row for row in self.rows),
         f"StudyConfig.rows need a 'name' each; got {self.rows}",
@@ -128,6 +131,22 @@ class StudyConfig:
         'StudyConfig: give data_dir or language, not both; got'
         f' {self.data_dir!r} and {self.language!r}',
     )
+
+  def _require_whole(self, field: str) -> None:
+    """Refuses numbers of free names that count nothing."""
+    for name, value in getattr(self, field).items():
+      shares = name == 'depths'  # of a text, where its needles are
+      # A bin of strings may be left out; what a model learns from may not.
+      some = field == 'lengths' or name in ('train', 'test')
+      within = SHARE if shares else TOKENS if some else Range(0, 2**30)
+      for item in value if isinstance(value, (tuple, list)) else (value,):
+        is_number = type(item) is int or (shares and type(item) is float)
+        require(
+            is_number and item in within,
+            f'StudyConfig.{field}.{name} must be '
+            f'{"a share" if shares else "a whole number"} in {within};'
+            f' got {shown(item)}',
+        )
 
   @property
   def fields(self) -> dict[str, dict]:

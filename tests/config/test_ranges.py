@@ -119,3 +119,15 @@ def test_what_a_hand_may_type(where, text):
   message = str(error.value)
   assert where.rpartition('.')[2] in message
   assert '\n' not in message and len(message) < 500
+
+
+@pytest.mark.parametrize('value', [
+    'nan', math.nan, True, 0, -1, math.inf, 0.5, HUGE, 'many', (3, 0),
+], ids=lambda value: str(value)[:5])
+@pytest.mark.parametrize('group', ['counts', 'lengths'])
+def test_numbers_of_free_names(group, value):
+  """If it fails, a study counts its examples by what is no number."""
+  values = STUDY | {group: {'train': value}}
+  with pytest.raises(ConfigError, match='^[^\n]{,400}$') as error:
+    from_dict(values, StudyConfig)
+  assert f'{group}.train' in str(error.value)
