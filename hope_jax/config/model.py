@@ -334,6 +334,12 @@ class ModelConfig:
   tie_embeddings: bool = False
   # Dtype of matrix products; parameters and states stay float32.
   dtype: Literal['float32', 'bfloat16'] = 'float32'
+  # Of the products of a float32 model: projections, attention, logits.
+  # 'highest': float32, six passes of bfloat16 on a TPU. 'high': three passes
+  # there, TensorFloat-32 (10 bits after the point) on a GPU. 'default': one
+  # pass, 8 bits, there, TensorFloat-32 here. A CPU has float32 alone. The
+  # memories' recurrence is 'highest' whatever this says: it inverts matrices.
+  precision: Literal['highest', 'high', 'default'] = 'highest'
   # What the backward pass computes anew: nothing but tiles of the scan over
   # tokens ('none'); each part of a block, so that its streams and a few memory
   # states stay ('parts'); the whole block, so that its input alone stays, at

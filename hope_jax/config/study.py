@@ -32,6 +32,8 @@ class VitConfig:
   heads: Annotated[int, WIDTH] = 6
   hidden: Annotated[int, WIDTH] = 1536
   dtype: Literal['float32', 'bfloat16'] = 'float32'
+  # As of `ModelConfig`.
+  precision: Literal['highest', 'high', 'default'] = 'highest'
 
   def __post_init__(self):
     check_ranges(self)

@@ -7,6 +7,7 @@ from hope_jax.config import ModelConfig
 from hope_jax.models.blocks import Block
 from hope_jax.models.layers import DotGeneral, Norm, partitioned
 from hope_jax.models.packing import locate
+from hope_jax.models.precision import at_precision
 from hope_jax.sharding import constrain
 from hope_jax.types import Array, PyTree
 
@@ -32,6 +33,7 @@ class LanguageModel(nn.Module):
   dot_general: DotGeneral | None = None
 
   @nn.compact
+  @at_precision
   def __call__(
       self,
       tokens: Array,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from hope_jax.config import VitConfig
 from hope_jax.models.layers import Dense, DotGeneral, Mlp, Norm, partitioned
+from hope_jax.models.precision import at_precision
 from hope_jax.types import Array
 
 # As `lm.INITIAL_LOGIT`.
@@ -63,6 +64,7 @@ class Vit(nn.Module):
   dot_general: DotGeneral | None = None
 
   @nn.compact
+  @at_precision
   def __call__(self, images: Array) -> Array:
     config = self.config
     dim, side = config.dim, config.patch
