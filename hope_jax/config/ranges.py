@@ -71,17 +71,19 @@ def check_ranges(config: Any) -> None:
   """
   for name, allowed in ranges_of(type(config)).items():
     value = getattr(config, name)
-    several = isinstance(value, tuple)
-    for item in value if several else (value,):
-      if item is not None and not _fits(item, allowed):
-        raise ConfigError(
-            f'{type(config).__name__}.{name}: {"each " if several else ""}must'
-            f' be in {allowed}; got {shown(item)}'
-        )
+    if not fits(value, allowed):
+      each = 'each ' if isinstance(value, tuple) else ''
+      raise ConfigError(
+          f'{type(config).__name__}.{name}: {each}must be in {allowed};'
+          f' got {shown(value)}'
+      )
 
 
-def _fits(value: Any, allowed: Range) -> bool:
+def fits(value: Any, allowed: Range) -> bool:
+  """Whether a number is in a range, or each of a tuple; None always is."""
+  if isinstance(value, (tuple, list)):
+    return all(item is not None and fits(item, allowed) for item in value)
   try:
-    return not isinstance(value, bool) and value in allowed
+    return value is None or (not isinstance(value, bool) and value in allowed)
   except TypeError:  # It does not compare with numbers.
     return False

@@ -17,7 +17,8 @@ from typing import Any, Literal, NamedTuple
 
 import optax
 
-from hope_jax.config.build import nearest
+from hope_jax.config import ranges
+from hope_jax.config.build import nearest, shown
 from hope_jax.optim.deep_momentum import deep_momentum
 from hope_jax.optim.dgd import delta_dot_general, dgd
 from hope_jax.optim.m3 import m3
@@ -91,6 +92,24 @@ OPTIMIZERS: dict[str, Optimizer] = {
 }
 
 
+# Which numbers an option takes, by its name, whichever optimizer has it; an
+# option that is a learning rate takes `ranges.RATE`.
+RANGES = {
+    **dict.fromkeys(
+        ('b1', 'b2', 'b3', 'beta', 'adam_b1', 'adam_b2', 'decay', 'decays',
+         'momentum'),
+        ranges.DECAY,
+    ),
+    **dict.fromkeys(('period', 'periods'), ranges.STEPS),
+    **dict.fromkeys(('rms', 'consistent_rms'), ranges.RATE),
+    **dict.fromkeys(('rate', 'slow_weight', 'weights'), ranges.RATE_OR_ZERO),
+    'delta': ranges.SHARE,
+    'eps': ranges.EPSILON,
+    'eps_root': ranges.SHARE,
+    'hidden': ranges.WIDTH,
+    'ns_steps': ranges.Range(1, 100),
+}
+
 _OURS = frozenset(OPTIMIZERS)
 
 
@@ -141,7 +160,14 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
     if not any(_is_a(value, kind) for kind in kinds):
       wanted = ' or '.join(map(_say, kinds)) or 'left to Python code'
       raise ValueError(
-          f'option {option!r} of {name} must be {wanted}; got {value!r}'
+          f'option {option!r} of {name} must be {wanted}; got {shown(value)}'
+      )
+    rate = option in get(name).rates()
+    allowed = ranges.RATE if rate else RANGES.get(option)
+    if allowed and name in _OURS and not ranges.fits(value, allowed):
+      raise ValueError(
+          f'option {option!r} of {name} must be in {allowed};'
+          f' got {shown(value)}'
       )
 
 
