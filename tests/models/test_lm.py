@@ -204,10 +204,7 @@ def test_packed_documents_are_what_they_are_alone(name):
 @MOST
 def test_rows_that_end_in_padding_can_go_on(name):
   """If this fails, texts of unequal length cannot share a batch."""
-  # A window counts padding: it must be longer by that.
-  attends = name in ('hope_attention', 'transformer')
-  run = compiled(name, **({'attention_window': 64} if attends else {}))
-  params = moved(name)
+  run, params = compiled(name), moved(name)
   whole, *_ = run(params, TOKENS)
   lengths = (8, 14)
   first = np.zeros((B, T), int)
