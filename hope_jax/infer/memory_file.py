@@ -251,7 +251,7 @@ def _require_shapes(path: str, found: Any, shapes: dict[str, Any]) -> None:
   _require(isinstance(found, dict), 'its list of arrays is no JSON object')
   for name in sorted(found.keys() | shapes.keys()):
     ours = shapes.get(name)
-    wanted = ours and [str(ours.dtype), list(ours.shape)]
+    wanted = None if ours is None else [str(ours.dtype), list(ours.shape)]
     if found.get(name) != wanted:
       raise ConfigError(
           f'{path!r} is the memory of another model: {name} should be'
@@ -277,8 +277,8 @@ def _array(file: zipfile.ZipFile, name: str, like: Any) -> np.ndarray:
 
 def _require_range(path: str, name: str, array: np.ndarray, most: int) -> None:
   """Raises a ConfigError where a number cannot be one of a state."""
-  if jnp.issubdtype(array.dtype, np.floating):
-    sound, valid = np.isfinite(array.astype(np.float64)), 'finite'
+  if jnp.issubdtype(array.dtype, np.inexact):
+    sound, valid = np.isfinite(array), 'finite'
   else:
     # Of "['place'].position", 'position'.
     word = name.replace("']", '').replace("['", '.').rpartition('.')[2]

@@ -136,9 +136,9 @@ def test_programs_are_few_whatever_the_lengths(params):
       state = generate_lib.prefill(model, params, tokens[:, :length])
       generate_lib.prefill(model, params, tokens[:, : 1 + length // 2], state)
     for count in (*range(1, 12), 300):
-      for state in (None, state):
+      for begin in (None, state):
         generate_lib.generate(
-            model, params, tokens[:, :1], max_tokens=count, state=state,
+            model, params, tokens[:, :1], max_tokens=count, state=begin,
             temperature=0.1 * (count % 3), rng=jax.random.key(count),
         )
   finally:
