@@ -60,7 +60,7 @@ class ByteTokenizer:
 
   vocab_size = 256
   bos = 10
-  eos = None
+  eos: int | None = None
   fingerprint = 'bytes'
 
   def encode(self, text: bytes) -> Encoded:

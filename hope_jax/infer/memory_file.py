@@ -70,7 +70,7 @@ def owner(model: Any, params: PyTree, tokenizer: Any) -> Owner:
     array = np.ascontiguousarray(leaf)
     name = jax.tree_util.keystr(path), str(array.dtype), array.shape
     digest.update(repr(name).encode())
-    digest.update(array.view(np.uint8) if array.ndim else array.tobytes())
+    digest.update(array.view(np.uint8).data)
   return Owner(
       values, digest.hexdigest(), str(getattr(tokenizer, 'fingerprint', '')),
       getattr(config, 'vocab_size', None),
@@ -98,9 +98,10 @@ def write(path: str, memory: Memory, whose: Owner) -> None:
       },
   }
   text = np.frombuffer(json.dumps(about).encode(), np.uint8)
+  entries: dict[str, Any] = {k: _plain(x) for k, x in arrays.items()}
   try:
     with replacing(path, 'wb') as file:
-      np.savez(file, about=text, **{k: _plain(x) for k, x in arrays.items()})
+      np.savez(file, about=text, **entries)
   except (OSError, ValueError) as error:  # ValueError: NUL in a path.
     reason = getattr(error, 'strerror', None) or error
     raise ConfigError(
@@ -271,7 +272,8 @@ def _array(file: zipfile.ZipFile, name: str, like: Any) -> np.ndarray:
     sound = dims == like.shape and dtype == plain
     _require(sound, f'{name} holds {dtype}{list(dims)}')
     data = bytearray(_data(entry, math.prod(dims) * plain.itemsize))
-  array = np.frombuffer(data, plain).reshape(dims, order='FC'[not fortran])
+  array = np.frombuffer(data, plain)
+  array = array.reshape(dims, order='F' if fortran else 'C')
   return np.ascontiguousarray(array).view(like.dtype).reshape(dims)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import sys
+import warnings
 
 import pytest
 
@@ -88,11 +89,23 @@ def test_bad_flags(capsys, flag):
   assert flag[2:].partition('=')[0] in line.replace('max_tokens', 'tokens')
 
 
-def test_a_notebook_s_stdout(write, monkeypatch):
+def test_a_notebook_s_stdout(monkeypatch):
   """If it fails, generate needs a terminal of bytes."""
-  write([*b'one'], b'')
-  run.session(None).reset()
+  session = script.session([*b'one'])
+  monkeypatch.setattr(run, 'session', lambda *_: session)
   out = io.StringIO()
   monkeypatch.setattr(sys, 'stdout', out)
   assert main_lib.main(['generate', '--config=tiny', '--tokens=3']) == 0
   assert out.getvalue() == 'one\n'
+
+
+def test_a_terminal_of_few_characters(monkeypatch):
+  """If it fails, a table with '±' is a traceback, a warning two lines."""
+  out = io.TextIOWrapper(io.BytesIO(), encoding='ascii')
+  monkeypatch.setattr(sys, 'stdout', out)
+  monkeypatch.setattr(warnings, 'formatwarning', None)
+  main_lib._set_terminal()
+  print('1 ± 2', flush=True)
+  assert out.buffer.getvalue() == b'1 \\xb1 2\n'
+  text = warnings.formatwarning(UserWarning('told'), UserWarning, 'a.py', 3)
+  assert text == 'warning: told\n'

@@ -221,6 +221,29 @@ def test_rows_that_end_in_padding_can_go_on(name):
     close(end[b, : T - n], whole[b, n:])
 
 
+def test_a_window_counts_no_padding_however_often_rows_end():
+  """If this fails, attention forgets a token for each place of padding.
+
+  Two texts of 22 tokens in four calls, the window shorter than a call; a row
+  may have nothing in a call. Then both go on without padding.
+  """
+  name = 'hope_attention'
+  run, params = compiled(name, attention_window=6), moved(name)
+  whole, _, _ = run(params, TOKENS)
+  state, read = None, [0, 0]
+  for lengths in ((10, 3), (0, 10), (7, 0), (3, 7)):
+    tokens, ids = np.zeros((2, B, 10), np.int32)
+    for b, n in enumerate(lengths):
+      tokens[b, :n] = TOKENS[b, read[b] : read[b] + n]
+      ids[b, :n] = 1
+    logits, state, _ = run(params, tokens, state, ids)
+    for b, n in enumerate(lengths):
+      close(logits[b, :n], whole[b, read[b] : read[b] + n])
+      read[b] += n
+  logits, _, _ = run(params, TOKENS[:, 20:], state)
+  close(logits, whole[:, 20:])
+
+
 @MOST
 @pytest.mark.parametrize('packed', [False, True])
 def test_the_future_does_not_reach_the_past(name, packed):
