@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 from typing import IO, Any, NamedTuple
 import zipfile
 
@@ -100,7 +101,7 @@ def write(path: str, memory: Memory, whose: Owner) -> None:
   text = np.frombuffer(json.dumps(about).encode(), np.uint8)
   entries: dict[str, Any] = {k: _plain(x) for k, x in arrays.items()}
   try:
-    with replacing(path, 'wb') as file:
+    with replacing(os.path.expanduser(path), 'wb') as file:
       np.savez(file, about=text, **entries)
   except (OSError, ValueError) as error:  # ValueError: NUL in a path.
     reason = getattr(error, 'strerror', None) or error
@@ -125,7 +126,7 @@ def read(path: str, like: Callable[[], PyTree], whose: Owner) -> Memory:
     ConfigError: it is no such file, it is damaged, or it is another's.
   """
   try:
-    with zipfile.ZipFile(path) as file:
+    with zipfile.ZipFile(os.path.expanduser(path)) as file:
       about = _about(file)
       _require_same(path, about, whose)
       memory = _place(about, whose.vocab_size)

@@ -57,8 +57,8 @@ def test_several_calls_equal_one(params):
   sizes = [piece.stop - piece.start for piece in generate_lib.pieces(701)]
   assert sizes == [512, 64, 64, *[8] * 7, *[1] * 5]
   hidden, _ = generate_lib.prefill(MODEL, params, tokens)
-  _, expected = MODEL.apply({'params': params}, tokens)
-  np.testing.assert_allclose(hidden, expected[0], rtol=1e-5)
+  _, expected_state = MODEL.apply({'params': params}, tokens)
+  np.testing.assert_allclose(hidden, expected_state[0], rtol=1e-5)
 
 
 def test_sampling_follows_the_distribution(params):

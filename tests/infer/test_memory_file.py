@@ -80,6 +80,17 @@ def test_save_and_load(session, params, path, tmp_path):
   assert os.listdir(tmp_path) == ['memory.npz']
 
 
+def test_the_home_folder(session, params, tmp_path, monkeypatch):
+  """If it fails, '~/memory' makes a folder './~', or is not found."""
+  monkeypatch.setenv('HOME', str(tmp_path))
+  session.feed(TEXT)
+  session.save('~/memory')
+  assert os.listdir(tmp_path) == ['memory']
+  other = session_lib.Session(MODEL, params, ByteTokenizer())
+  other.load('~/memory')
+  assert other.loss('next') == session.loss('next')
+
+
 def test_dtypes_that_numpy_has_no_name_for(tmp_path):
   """If it fails, a bfloat16 model cannot be saved, or comes back as bits."""
   state = {'a': jnp.arange(6, dtype=jnp.bfloat16).reshape(2, 3) / 3,

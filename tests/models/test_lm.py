@@ -227,7 +227,7 @@ def test_a_window_counts_no_padding_however_often_rows_end():
   Two texts of 22 tokens in four calls, the window shorter than a call; a row
   may have nothing in a call. Then both go on without padding.
   """
-  name = 'hope_attention'
+  name = 'transformer'
   run, params = compiled(name, attention_window=6), moved(name)
   whole, _, _ = run(params, TOKENS)
   state, read = None, [0, 0]
