@@ -6,6 +6,7 @@ Each takes the parsed command line and returns the exit code.
 from collections.abc import Sequence
 import dataclasses
 import json
+import os
 import re
 import shlex
 import sys
@@ -16,6 +17,7 @@ import jax
 from hope_jax import run, sharding
 from hope_jax.config import ConfigError
 from hope_jax.config.study import StudyConfig
+from hope_jax.infer import generate as sampling
 
 # Exit codes of a run that a signal stopped, as shells count them.
 _EXIT_CODES = {'SIGINT': 130, 'SIGTERM': 143}
@@ -96,16 +98,57 @@ def evaluate(args: Arguments) -> int:
 
 
 def generate(args: Arguments) -> int:
-  """Prints a prompt and what the model makes of it."""
-  config, flags = _load(args), args.flags
+  """Prints a prompt and what the model makes of it, as it is made."""
+  flags = args.flags
+  sampling.check_sampling(flags.tokens, flags.temperature, flags.seed)
+  config = _load(args)
+  # The bytes that were given, whatever the terminal's encoding.
+  prompt = os.fsencode(flags.prompt)
   with jax.set_mesh(sharding.make_mesh(config.mesh)):
     session = run.session(config, flags.checkpoint_step)
-    session.feed(flags.prompt)
-    written = session.generate(
-        flags.tokens, temperature=flags.temperature, seed=flags.seed
-    )
-  print(flags.prompt + written)
+    session.feed(prompt)
+    _write(prompt)
+    begun = session.unfinished  # A character, which the prompt has shown.
+    for start in range(0, flags.tokens, _AT_A_TIME):
+      text = session.generate(
+          min(_AT_A_TIME, flags.tokens - start), temperature=flags.temperature,
+          seed=flags.seed, stop_at_end=flags.stop_at_end,
+      )
+      begun = _write_on(text, begun)
+      if flags.stop_at_end and session.ended:
+        break
+    _write_on(session.flush(), begun)
+  _write(b'\n')
   return 0
+
+
+def _write_on(text: str, begun: bytes) -> bytes:
+  """Writes text, without what is there of its first character.
+
+  Returns:
+    What is there of the next character.
+  """
+  written = text.encode()
+  if begun and text:
+    whole = written.startswith(begun)
+    written = written[len(begun) :] if whole else text[1:].encode()
+  _write(written)
+  return b'' if text else begun
+
+
+# Tokens that are shown together.
+_AT_A_TIME = 32
+
+
+def _write(data: bytes) -> None:
+  """Writes bytes to stdout, where that takes them, and shows them."""
+  stream = getattr(sys.stdout, 'buffer', None)
+  if stream is None:  # A notebook's, or one that a program put there.
+    sys.stdout.write(data.decode('utf-8', 'replace'))
+  else:
+    sys.stdout.flush()
+    stream.write(data)
+  sys.stdout.flush()
 
 
 def study(args: Arguments) -> int:

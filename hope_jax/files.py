@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import os
+import secrets
 from typing import IO, Any
 
 
@@ -19,11 +21,15 @@ def replacing(path: str, mode: str = 'w') -> Iterator[IO[Any]]:
     beside it.
 
   Raises:
-    OSError: it cannot be written.
+    OSError: it cannot be written, or `path` is a folder or a device.
   """
-  new = path + '.new'
+  if os.path.exists(path) and not os.path.isfile(path):
+    raise OSError(errno.EINVAL, 'there is something that is no file', path)
+  # By a name that no file has: nothing that was there is overwritten.
+  new = f'{path}.{secrets.token_hex(4)}.new'
   try:
-    with open(new, mode, encoding=None if 'b' in mode else 'utf-8') as file:
+    encoding = None if 'b' in mode else 'utf-8'
+    with open(new, mode.replace('w', 'x'), encoding=encoding) as file:
       yield file
       file.flush()
       os.fsync(file.fileno())

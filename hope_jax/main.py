@@ -22,10 +22,12 @@ eval and generate take the configuration from the workdir; they too accept
 
 from collections.abc import Sequence
 import importlib
+import io
 import os
 import sys
 import textwrap
 from typing import Any, NamedTuple
+import warnings
 
 from absl import flags, logging
 
@@ -70,8 +72,9 @@ COMMANDS = {
     'generate': Command(
         'hope_jax.commands:generate',
         ('config', 'workdir', 'checkpoint_step', 'prompt', 'tokens',
-         'temperature', 'seed'),
-        'Continues --prompt.',
+         'temperature', 'seed', 'stop_at_end'),
+        'Continues --prompt, which may be of any bytes; they come out as they'
+        ' went in.',
     ),
     'quickstart': Command(
         'hope_jax.commands:quickstart',
@@ -99,10 +102,13 @@ def _define_flags() -> flags.FlagValues:
          ' instead of the latest. In training, later ones are moved to'
          ' WORKDIR/set_aside.', lower_bound=0)
   define(flags.DEFINE_string, 'prompt', '', 'The text to continue.')
-  define(flags.DEFINE_integer, 'tokens', 256, 'Tokens to write.', lower_bound=1)
+  define(flags.DEFINE_integer, 'tokens', 256, 'Tokens to write, at most.',
+         lower_bound=1)
   define(flags.DEFINE_float, 'temperature', 0.8, '0 takes the likeliest token'
          ' each time.', lower_bound=0.0)
   define(flags.DEFINE_integer, 'seed', 0, 'Another seed, another text.')
+  define(flags.DEFINE_boolean, 'stop_at_end', True, 'Stop where the document'
+         ' ends, if the tokenizer has a token for it.')
   define(flags.DEFINE_boolean, 'render', False, 'Render the results that there'
          ' are; train nothing.')
   return values
@@ -242,5 +248,14 @@ def main(args: Sequence[str]) -> int:
     return 1
 
 
+def _set_terminal() -> None:
+  """Shows what the terminal has no character for, and warnings as a line."""
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='backslashreplace')
+  warnings.formatwarning = lambda message, *_, **__: f'warning: {message}\n'
+
+
 if __name__ == '__main__':
+  _set_terminal()
   sys.exit(main(sys.argv[1:]))

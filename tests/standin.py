@@ -49,7 +49,9 @@ class Standin(nn.Module):
   dot_general: Callable = jax.lax.dot_general
 
   @nn.compact
-  def __call__(self, tokens, state=None, *, segment_ids=None):
+  def __call__(
+      self, tokens, state=None, *, segment_ids=None, positions=None
+  ):
     init = nn.with_logical_partitioning(
         nn.initializers.normal(0.5), ('vocab', 'embed')
     )
@@ -78,6 +80,8 @@ class Standin(nn.Module):
             jnp.tanh(x * scale[layer]), level[layer], (((2,), (0,)), ((), ()))
         )
     self.sow('diagnostics', 'state_norm', jnp.linalg.norm(state[0], axis=-1))
+    if positions is not None:
+      x = jnp.take_along_axis(x, positions[..., None], axis=1)
     return x @ table.T, state
 
 

@@ -10,7 +10,15 @@ from typing import Any, Literal
 
 
 class ConfigError(ValueError):
-  """A configuration that cannot be run; its message is one line."""
+  """A configuration that cannot be run; its message is one line.
+
+  It may quote a file from elsewhere: what a terminal would obey is escaped.
+  """
+
+  def __init__(self, message: str):
+    super().__init__(
+        ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+    )
 
 
 def require(condition: bool, message: str) -> None:

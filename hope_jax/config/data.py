@@ -19,6 +19,13 @@ class DataConfig:
   text_field: str = 'text'
   # Empty: bytes, 256 of them. Else a Hugging Face `tokenizers` JSON file.
   tokenizer: str = ''
+  # What a text means that spells a control token of the tokenizer, such as
+  # '</s>': these characters, as any others, or ('parse') the token itself,
+  # which is then no text any more.
+  control_tokens: Literal['text', 'parse'] = 'text'
+  # Documents end with the tokenizer's token for it, '</s>' or the like, where
+  # it has one; bytes have none. Without it a model never learns to stop.
+  end_of_document: bool = True
   sequence_length: Annotated[int, TOKENS] = 512
   batch_size: Annotated[int, TOKENS] = 8
   # Documents start at multiples of this many tokens, so that the memories'

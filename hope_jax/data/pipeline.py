@@ -22,7 +22,12 @@ import numpy as np
 from hope_jax.config import ConfigError, DataConfig
 from hope_jax.data import packing
 from hope_jax.data.sources import Source, open_source, split
-from hope_jax.data.tokenizer import Tokenizer, load_tokenizer
+from hope_jax.data.tokenizer import (
+  Tokenizer,
+  check,
+  encode_document,
+  load_tokenizer,
+)
 
 Batch = dict[str, np.ndarray]
 
@@ -118,6 +123,7 @@ def train_batches(
   rows = _rows_per_process(config, process_count)
   tokenizer = load_tokenizer(config)
   documents, _ = split(open_source(config), config.holdout)
+  check(tokenizer, (documents[i][1] for i in range(len(documents))))
   _require_sequence(documents, tokenizer, config.sequence_length)
   if len(documents) < process_count:
     raise ConfigError(
@@ -182,6 +188,7 @@ def heldout_batches(
   share = _rows_per_process(config, process_count)
   tokenizer = load_tokenizer(config)
   _, documents = split(open_source(config), config.holdout)
+  check(tokenizer, (documents[i][1] for i in range(len(documents))))
   stream = _shuffled_rows(
       grain.MapDataset.source(documents),
       tokenizer,
@@ -226,7 +233,11 @@ def _shuffled_rows(
     seed: int,
 ) -> grain.IterDataset:
   """Tokenises and packs documents, and shuffles the rows within a window."""
-  encoded = documents.map(lambda document: tokenizer.encode(document[1]))
+  encoded = documents.map(
+      lambda document: encode_document(
+          tokenizer, document[1], end=config.end_of_document
+      )
+  )
   rows = _PackedRows(
       encoded.to_iter_dataset(_READ),
       length=config.sequence_length,

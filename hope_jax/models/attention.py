@@ -21,6 +21,24 @@ def rotate(x: Array, position: Array, base: float) -> Array:
   return jnp.concatenate(parts, axis=-1).astype(x.dtype)
 
 
+def _without_end(
+    present: Array, k: Array, v: Array, seen: Array
+) -> tuple[Array, Array, Array]:
+  """Moves what a call ends in, padding [B, T], ahead of all keys [B, S].
+
+  There it is the first to leave the cache: a window counts tokens only.
+  """
+  length = present.shape[1]
+  last = jnp.max(jnp.where(present, 1 + jnp.arange(length), 0), axis=1)
+  source = jnp.arange(k.shape[1]) - (length - last)[:, None]
+  index = jnp.maximum(source, 0)
+  k, v = (
+      jnp.take_along_axis(x, index[..., None, None], axis=1) for x in (k, v)
+  )
+  seen = jnp.take_along_axis(seen, index, axis=1)
+  return k, v, jnp.where(source >= 0, seen, -1)
+
+
 class Attention(Mixer):
   """Attends to the last `attention_window` tokens of the same document.
 
@@ -82,6 +100,8 @@ class Attention(Mixer):
         q, k, v, document, seen if packed else None, window,
         implementation=config.attention_implementation,
     )
+    if packing.present is not None:
+      k, v, seen = _without_end(packing.present, k, v, seen)
     missing = window - k.shape[1]
     if missing > 0:
       pad = ((0, 0), (missing, 0), (0, 0), (0, 0))

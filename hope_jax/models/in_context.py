@@ -47,7 +47,8 @@ class InContextModel(nn.Module):
 
   Parameters are those of `LanguageModel`; the levels' are initial states. A
   text may be fed in calls of any length. Segments must start at multiples of
-  the fastest period: a start elsewhere gives NaN in its row.
+  the fastest period: a start elsewhere gives NaN in its row. Padding at the end
+  of a call takes its place in the open chunk.
 
   Attributes:
     config: sizes and choices.

@@ -49,7 +49,7 @@ class LanguageModel(nn.Module):
       tokens: [B, T] int, ids below `vocab_size`.
       state: what an earlier call returned; None is a fresh start.
       segment_ids: [B, T] int; every memory restarts where the id changes; 0
-        marks padding, which no memory sees (a window of attention counts it).
+        marks padding, which no memory sees and no window of attention counts.
         Inside a document padding may only end a call. None: the rows are of
         one document each.
       positions: [B, A] int, the positions to predict from; None: all of them.

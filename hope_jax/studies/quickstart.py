@@ -196,7 +196,7 @@ def _sample(config: Config, params: PyTree) -> dict[str, Any]:
   )
   session.feed(_PROMPT)
   text = session.generate(_SAMPLE_TOKENS, temperature=_TEMPERATURE)
-  return {'prompt': _PROMPT, 'text': text}
+  return {'prompt': _PROMPT, 'text': text + session.flush()}
 
 
 def _bytes_per_step(logged: Sequence[Mapping[str, float]]) -> float:
