@@ -33,6 +33,16 @@ class Grid(NamedTuple):
   tile: int  # C
 
 
+def room(length: int, tile: int) -> int:
+  """Returns how many tiles the grid of packed documents has for T tokens.
+
+  Twice what one document needs, and 8: a document of n tokens takes
+  ceil(n / C), so that more of them fit than the row has tiles of C. What is
+  made into rows by `data.packing` never needs more.
+  """
+  return min(length, 2 * (-(-length // tile)) + 8)
+
+
 def token_grid(
     batch: int,
     length: int,
@@ -68,7 +78,7 @@ def token_grid(
     starts = jnp.zeros((batch, length), bool)
     tiles = -(-(length + tile - 1) // tile)
   else:
-    tiles = min(length, 2 * (-(-length // tile)) + 8)
+    tiles = room(length, tile)
   if phase is None:
     phase = jnp.zeros((batch,), jnp.int32)
   if length == 1:  # one step of decoding: a tile of one token
