@@ -76,7 +76,9 @@ class DataConfig:
     )
 
   def parts(self) -> tuple[tuple[str, float, 'DataConfig'], ...]:
-    """Returns the sources: name ('' for a single one), weight, and each alone.
+    """Returns name ('' of a single source), weight and configuration of each.
+
+    The configuration is that of the source alone.
     """
     if not self.mixture:
       return (('', 1.0, self),)

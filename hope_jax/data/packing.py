@@ -78,7 +78,8 @@ def pack(
   start = None  # where in the row the open segment starts; None: none is open
   room = levels.room(length, tile)  # tiles for the open segment and after it
   for piece in documents:
-    ids, num_bytes, ends = (*piece, True)[:3]
+    ids, num_bytes, *rest = piece
+    ends = rest[0] if rest else True
     if offset and len(ids):
       before = ids[min(offset, len(ids)) - 1]
     while offset < len(ids):

@@ -52,7 +52,7 @@ def train_batches(
     config: what to read.
     process_index: this process, from 0.
     process_count: processes that share the batch.
-    tile: as in `packing.pack`; `config.chunk_of(model)` of the model to train.
+    tile: as in `packing.pack`; `architectures.chunk_of` of the model to train.
 
   Returns:
     The iterator. `get_state()` gives its place as nested dicts of numbers (JSON
@@ -125,7 +125,7 @@ def heldout_batches(
     limit: batches to stop after; None: all.
     process_index: this process, from 0.
     process_count: processes that share each batch.
-    tile: as in `packing.pack`; `config.chunk_of(model)` of the model to ask.
+    tile: as in `packing.pack`; `architectures.chunk_of` of the model to ask.
     source: of a mixture, the path of the one whose text it is; None: of all.
 
   Yields:
