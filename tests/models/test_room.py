@@ -1,0 +1,216 @@
+"""Rows that a chunk grid cannot take: refused by name, or NaN with a name."""
+
+import ast
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from hope_jax import config as config_lib
+from hope_jax.config import ConfigError, architectures
+from hope_jax.data import pipeline
+from hope_jax.evals import text
+from hope_jax.models.factory import language_model
+from hope_jax.nested import levels
+from hope_jax.train import loop, losses
+
+PACKAGE = pathlib.Path(levels.__file__).parents[1]
+LENGTH = 128
+CHUNKS = {
+    'hope': {'titans.chunk': 32, 'titans.projection_chunk': 32},
+    'ttt_linear': {'ttt.mini_batch': 32},
+    'titans_lmm': {'titans.chunk': 32},
+}
+
+
+def _config(architecture='hope', **fields):
+  model = dict(architecture=architecture, dim=8, heads=2, layers=1)
+  values = {'model': model, 'data': dict(sequence_length=LENGTH, batch_size=2),
+            'train': dict(steps=2, log_every=1), 'optimizer': {}}
+  for name, value in fields.items():
+    *groups, field = name.split('.')
+    group = values
+    for part in groups:
+      group = group.setdefault(part, {})
+    group[field] = value
+  return config_lib.from_dict(values)
+
+
+def _chunked(architecture, **fields):
+  chunks = {f'model.{k}': v for k, v in CHUNKS[architecture].items()}
+  return _config(architecture, **chunks, **fields)
+
+
+def _batch(*rows):
+  """A batch of documents of the given lengths, without gaps; then padding."""
+  ids = np.zeros((len(rows), LENGTH), np.int32)
+  for row, sizes in enumerate(rows):
+    found = np.repeat(np.arange(1, len(sizes) + 1), sizes)
+    ids[row, : len(found)] = found
+  mask = (ids > 0).astype(np.float32)
+  return {'tokens': ids % 7, 'targets': ids % 5, 'segment_ids': ids,
+          'mask': mask, 'target_bytes': mask.astype(np.int32)}
+
+
+# Of 32 tokens a tile, the grid has room for 2 * 4 + 8 documents.
+CROWDED = _batch([LENGTH], [3] * 17)
+OFF_GRID = _batch([LENGTH], [16, 3, 20])
+CASES = [
+    ('crowded_rows', _chunked('hope'), CROWDED),
+    ('crowded_rows', _chunked('ttt_linear'), CROWDED),
+    ('crowded_rows', _chunked('titans_lmm'), CROWDED),
+    ('unaligned_rows',
+     _config(**{'model.titans.grid': 'aligned'}), OFF_GRID),
+    ('off_chunk_rows',
+     _config(**{'model.continuum.regime': 'in_context',
+                'model.continuum.periods': (16,)}), OFF_GRID),
+]
+IDS = [f'{config.model.architecture}-{name}' for name, config, _ in CASES]
+
+
+def _init(config):
+  model = language_model(config.model)
+  params = model.init(jax.random.key(0), np.zeros((1, LENGTH), np.int32))
+  return model, params['params']
+
+
+@pytest.mark.parametrize('name,config,batch', CASES, ids=IDS)
+def test_what_does_not_fit_is_refused_by_name(name, config, batch):
+  """A failure means 'loss is nan at step 2', and a user who looks for days."""
+  model, params = _init(config)
+  calls = {
+      'model': lambda: model.apply(
+          {'params': params}, batch['tokens'], segment_ids=batch['segment_ids']
+      ),
+      'evaluate': lambda: text.evaluate(model, params, [batch]),
+      'train': lambda: loop.train(
+          model, iter([batch] * 2), config, progress=False
+      ),
+  }
+  for call in calls.values():
+    with pytest.raises(ConfigError) as caught:
+      call()
+    message = str(caught.value)
+    documents = len(set(batch['segment_ids'][1]) - {0})
+    assert message.startswith(f'row 1 of a batch, with {documents} documents')
+    assert levels.REASONS[name] in message and '\n' not in message
+
+
+@pytest.mark.parametrize('name,config,batch', CASES, ids=IDS)
+def test_what_cannot_be_seen_has_a_metric(name, config, batch):
+  """A failure means a NaN of a compiled step without a name.
+
+  The row is NaN and no other, and its metric says why; a batch that fits has
+  neither.
+  """
+  model, params = _init(config)
+  loss = losses.make_loss_fn(model)
+
+  @jax.jit
+  def step(batch):
+    logits, _ = model.apply(
+        {'params': params}, batch['tokens'], segment_ids=batch['segment_ids']
+    )
+    return logits, loss(params, batch, None)
+
+  logits, (nats, diagnostics) = step(batch)
+  assert np.isfinite(logits[0]).all() and np.isnan(logits[1]).any()
+  assert not np.isfinite(nats)
+  counts = {f'{k}/max': v.max() for k, v in diagnostics.items()}
+  assert counts[f'{name}/max'] == 1
+  assert levels.reason_for_nan(counts) == f'1 rows have {levels.REASONS[name]}'
+  fits = batch | {'segment_ids': _batch([LENGTH], [16, 48, 64])['segment_ids']}
+  if name == 'unaligned_rows':
+    fits['segment_ids'] = np.ones_like(batch['segment_ids'])
+  logits, (nats, diagnostics) = step(fits)
+  assert np.isfinite(logits).all() and np.isfinite(nats)
+  assert not levels.reason_for_nan(
+      {f'{k}/max': v.max() for k, v in diagnostics.items()}
+  )
+
+
+def test_the_trainer_names_the_reason():
+  """A failure means that a metric knows what the error does not say."""
+  metrics = {'loss': np.nan, 'grad_norm': 1.0, 'crowded_rows/max': 2.0}
+  with pytest.raises(FloatingPointError, match='2 rows have more documents'):
+    loop._require_finite(metrics, 3)
+
+
+@pytest.mark.parametrize('architecture', CHUNKS)
+def test_many_short_files_are_trained_on(tmp_path, architecture):
+  """A failure means that a corpus of short files is NaN by the second step."""
+  for i in range(200):
+    (tmp_path / f'{i}.txt').write_bytes(b'ab%d\n' % i)
+  config = _chunked(architecture, **{
+      'data.source': 'files', 'data.path': str(tmp_path / '*.txt'),
+      'data.align': 1,
+  })
+  tile = architectures.chunk_of(config.model)
+  assert tile == 32
+  for batches in (pipeline.train_batches, pipeline.heldout_batches):
+    crowded = next(iter(batches(config.data)))
+    batch = next(iter(batches(config.data, tile=tile)))
+    assert crowded['segment_ids'].max() > 16 or len(set(
+        crowded['segment_ids'][0])) < 16
+    assert batch['segment_ids'].max() <= 16
+  model, params = _init(config)
+  found = text.evaluate(
+      model, params, pipeline.heldout_batches(config.data, tile=tile)
+  )
+  assert np.isfinite(found['loss'])
+  assert found['bytes'] == len(pipeline.heldout_text(config.data))
+
+
+def test_a_row_may_begin_inside_a_document():
+  """A failure means that a second call of a stream is refused, or is NaN."""
+  config = _chunked('hope').model
+  model = language_model(config)
+  params = model.init(jax.random.key(0), np.zeros((1, LENGTH), np.int32))
+  first = np.ones((1, 40), np.int32)
+  _, state = model.apply(params, first, segment_ids=first)
+  # 40 tokens are in: 16 documents, and the rest of the first one's tile.
+  ids = np.r_[np.ones(8, int), np.repeat(np.arange(2, 17), 8)][None]
+  logits, _ = model.apply(params, ids, state, segment_ids=ids)
+  assert np.isfinite(logits).all()
+  ids = np.r_[np.ones(8, int), np.repeat(np.arange(2, 18), 7), [18] * 8][None]
+  with pytest.raises(ConfigError, match='17 documents'):
+    model.apply(params, ids, state, segment_ids=ids)
+
+
+def test_every_nan_has_a_reason():
+  """A failure means that some code answers NaN and nothing says why.
+
+  In the whole package NaN is written in one function, which is told a reason
+  that the table holds; the numbers of a report may be missing.
+  """
+  found, reasons = [], set()
+  for path in sorted(PACKAGE.rglob('*.py')):
+    tree = ast.parse(path.read_text(encoding='utf-8'))
+    where = path.relative_to(PACKAGE).as_posix()
+    for node in ast.walk(tree):
+      if isinstance(node, ast.Attribute) and node.attr in ('nan', 'NaN', 'NAN'):
+        found.append(where)
+      if isinstance(node, ast.Call) and ast.unparse(node.func) == 'float':
+        found += [where] * ('nan' in ast.unparse(node).lower())
+      if isinstance(node, ast.Constant) and node.value in levels.REASONS:
+        reasons.add(node.value)
+  computes = [
+      where for where in found
+      if where.split('/')[0] not in ('report', 'config', 'main.py')
+  ]
+  assert computes == ['nested/levels.py']
+  assert reasons == set(levels.REASONS)
+
+
+def test_models_without_a_grid_take_all_rows():
+  """A failure means that a Transformer is refused for Hope's chunks."""
+  config = _config('transformer')
+  assert architectures.chunk_of(config.model) == 1
+  assert architectures.start_of(config.model) == (1, '')
+  aligned = dataclasses.replace(
+      config.model.titans, grid='aligned', chunk=64, projection_chunk=64
+  )
+  model = dataclasses.replace(config.model, titans=aligned)
+  assert architectures.start_of(model) == (1, '')
