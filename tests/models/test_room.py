@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -12,6 +13,7 @@ from hope_jax import config as config_lib
 from hope_jax.config import ConfigError, architectures
 from hope_jax.data import pipeline
 from hope_jax.evals import text
+from hope_jax.models import packing
 from hope_jax.models.factory import language_model
 from hope_jax.nested import levels
 from hope_jax.train import loop, losses
@@ -19,7 +21,8 @@ from hope_jax.train import loop, losses
 PACKAGE = pathlib.Path(levels.__file__).parents[1]
 LENGTH = 128
 CHUNKS = {
-    'hope': {'titans.chunk': 32, 'titans.projection_chunk': 32},
+    'hope': {'titans.chunk': 32, 'titans.projection_chunk': 32,
+             'titans.memory': 'matrix'},
     'ttt_linear': {'ttt.mini_batch': 32},
     'titans_lmm': {'titans.chunk': 32},
 }
@@ -63,10 +66,12 @@ CASES = [
     ('crowded_rows', _chunked('ttt_linear'), CROWDED),
     ('crowded_rows', _chunked('titans_lmm'), CROWDED),
     ('unaligned_rows',
-     _config(**{'model.titans.grid': 'aligned'}), OFF_GRID),
+     _config(**{'model.titans.grid': 'aligned',
+                'model.titans.memory': 'matrix'}), OFF_GRID),
     ('off_chunk_rows',
-     _config(**{'model.continuum.regime': 'in_context',
-                'model.continuum.periods': (16,)}), OFF_GRID),
+     _config('hope_attention', **{'model.continuum.regime': 'in_context',
+                                  'model.continuum.periods': (16,)}),
+     OFF_GRID),
 ]
 IDS = [f'{config.model.architecture}-{name}' for name, config, _ in CASES]
 
@@ -151,34 +156,51 @@ def test_many_short_files_are_trained_on(tmp_path, architecture):
   })
   tile = architectures.chunk_of(config.model)
   assert tile == 32
-  for batches in (pipeline.train_batches, pipeline.heldout_batches):
-    crowded = next(iter(batches(config.data)))
-    batch = next(iter(batches(config.data, tile=tile)))
-    assert crowded['segment_ids'].max() > 16 or len(set(
-        crowded['segment_ids'][0])) < 16
-    assert batch['segment_ids'].max() <= 16
-  model, params = _init(config)
-  found = text.evaluate(
-      model, params, pipeline.heldout_batches(config.data, tile=tile)
-  )
-  assert np.isfinite(found['loss'])
-  assert found['bytes'] == len(pipeline.heldout_text(config.data))
+  crowded = next(pipeline.train_batches(config.data))
+  assert crowded['segment_ids'].max() > 16
+  batch = next(pipeline.train_batches(config.data, tile=tile))
+  assert batch['segment_ids'].max() == 16
+  # Nothing of the text is lost for it.
+  heldout = pipeline.heldout_batches(config.data, tile=tile)
+  size = sum(batch['target_bytes'].sum() for batch in heldout)
+  assert size == len(pipeline.heldout_text(config.data))
+  if architecture == 'hope':
+    model, params = _init(config)
+    assert np.isfinite(text.evaluate(model, params, [batch])['loss'])
 
 
-def test_a_row_may_begin_inside_a_document():
-  """A failure means that a second call of a stream is refused, or is NaN."""
-  config = _chunked('hope').model
-  model = language_model(config)
-  params = model.init(jax.random.key(0), np.zeros((1, 1), np.int32))
-  first = np.ones((1, 40), np.int32)
-  _, state = model.apply(params, first, segment_ids=first)
-  # 40 tokens are in: 16 documents, and the rest of the first one's tile.
-  ids = np.r_[np.ones(8, int), np.repeat(np.arange(2, 17), 8)][None]
-  logits, _ = model.apply(params, ids, state, segment_ids=ids)
-  assert np.isfinite(logits).all()
-  ids = np.r_[np.ones(8, int), np.repeat(np.arange(2, 18), 7), [18] * 8][None]
-  with pytest.raises(ConfigError, match='17 documents'):
-    model.apply(params, ids, state, segment_ids=ids)
+def test_what_is_refused_is_what_the_grid_cannot_take():
+  """A failure means that rows which fit are refused, or others let through.
+
+  The grid of the model says which, for rows that begin a stream and rows that
+  go on with a document anywhere in a tile, with padding at their ends.
+  """
+  config, rng = _chunked('hope').model, np.random.default_rng(0)
+  grid = jax.jit(functools.partial(
+      levels.token_grid, 1, LENGTH, tile=32, period=32
+  ))
+  seen = set()
+  for trial in range(120):
+    sizes = rng.integers(1, [4, 10, 20][trial % 3], 17 + trial % 4)
+    batch = _batch(sizes[np.cumsum(sizes) <= LENGTH])
+    ids = batch['segment_ids']
+    place = packing.Place(*np.array([[trial % 2], [rng.integers(0, 99)]]))
+    if trial % 4 > 1:
+      place = None
+    found, _ = packing.locate(ids, place, 1, LENGTH)
+    phase = np.zeros(1, int) if place is None else place.position % 32
+    overflow = grid(
+        phase=phase.astype(np.int32), starts=found.starts,
+        present=found.present,
+    ).overflow[0]
+    try:
+      packing.require_room(config, ids, place)
+      refused = False
+    except ConfigError:
+      refused = True
+    assert refused == bool(overflow)
+    seen.add((refused, place is None))
+  assert len(seen) == 4
 
 
 def test_every_nan_has_a_reason():
