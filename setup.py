@@ -12,6 +12,7 @@ HERE = pathlib.Path(__file__).parent
 # need; a user who trains on plain files needs none of it.
 IMAGES = ['pillow', 'scikit-learn']
 DATASETS = ['array_record', 'tensorflow-datasets', 'tokenizers']
+PARQUET = ['pyarrow']
 DOCS = ['mkdocs>=1.6,<2', 'mkdocs-material>=9.5', 'mkdocstrings-python>=2']
 
 
@@ -65,6 +66,8 @@ setuptools.setup(
         # CUDA 12 libraries come with the wheels and run on newer drivers too.
         'cuda': ['jax[cuda12]>=0.10.2'],
         'datasets': DATASETS,
+        # Text in .parquet files.
+        'parquet': PARQUET,
         # The digits, and pictures of TFDS (with 'datasets').
         'images': IMAGES,
         'notebooks': ['jupyterlab', 'ipywidgets'],
@@ -72,6 +75,7 @@ setuptools.setup(
         'docs': DOCS,
         'dev': DATASETS
         + IMAGES
+        + PARQUET
         + DOCS
         # pyright runs on node, which [nodejs] brings as a package.
         + ['build', 'setuptools>=70.1', 'pyright[nodejs]', 'ruff']

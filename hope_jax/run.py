@@ -128,18 +128,13 @@ def train(
       'process_index': jax.process_index(),
       'process_count': jax.process_count(),
   }
-
-  def heldout_metrics(params: PyTree) -> dict[str, float]:
-    batches = pipeline.heldout_batches(
-        config.data, config.train.eval_batches, **processes
-    )
-    return text.evaluate(model, params, batches)
-
   return loop.train(
       model,
-      pipeline.train_batches(config.data, **processes),
+      pipeline.train_batches(
+          config.data, tile=architectures.chunk_of(config.model), **processes
+      ),
       config,
-      evaluate=heldout_metrics,
+      evaluate=lambda params: _heldout(config, model, params, **processes),
       checkpoint_step=checkpoint_step,
       progress=progress,
   )
@@ -175,9 +170,26 @@ def evaluate(
 ) -> dict[str, float]:
   """Returns loss, bits per byte and their like of held-out text."""
   model, params = restore(config, checkpoint_step)
-  batches = pipeline.heldout_batches(config.data, config.train.eval_batches)
   with jax.set_mesh(sharding.make_mesh(config.mesh)):
+    return _heldout(config, model, params)
+
+
+def _heldout(
+    config: Config, model: Any, params: PyTree, **processes: int
+) -> dict[str, float]:
+  """Scores on held-out text, and bits per byte of each source of a mixture."""
+
+  def measure(source: str | None) -> dict[str, float]:
+    batches = pipeline.heldout_batches(
+        config.data, config.train.eval_batches, source=source,
+        tile=architectures.chunk_of(config.model), **processes,
+    )
     return text.evaluate(model, params, batches)
+
+  scores = measure(None)
+  for source, _, _ in config.data.parts() if config.data.mixture else ():
+    scores[f'bits_per_byte/{source}'] = measure(source)['bits_per_byte']
+  return scores
 
 
 def session(config: Config, checkpoint_step: int | None = None) -> Session:

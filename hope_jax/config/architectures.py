@@ -8,6 +8,7 @@ Pure data: a mixer's module is imported when a model is built.
 """
 
 from collections.abc import Iterator, Mapping
+import operator
 from typing import Any, Literal, NamedTuple
 
 from hope_jax.config.build import nearest, require
@@ -31,9 +32,13 @@ class Architecture(NamedTuple):
   levels: bool = False
   # It sees no further back than ModelConfig.attention_window.
   window: bool = False
+  # Fields of ModelConfig: its chunks, where their grid restarts with each
+  # document (`nested.levels`) and so has room for some number of them.
+  chunks: tuple[str, ...] = ()
 
 
 _TITANS = 'hope_jax.models.mixers:SelfModifyingTitans'
+_CHUNKS = 'titans.chunk', 'titans.projection_chunk'
 _ATTENTION = 'hope_jax.models.attention:Attention'
 _ATTENTION_READS = (
     'heads', 'attention_window', 'attention_implementation', 'rope_base',
@@ -119,12 +124,14 @@ def _ttt(*, expansion: int | None, rate: float) -> Architecture:
       'hope_jax.models.ttt:Ttt',
       options=dict(expansion=expansion, rate=rate),
       reads=('heads', 'ttt', 'rope_base', 'titans.conv_width'),
+      chunks=('ttt.mini_batch',),
   )
 
 
 ARCHITECTURES: dict[str, Architecture] = {
     'hope': Architecture(
-        _TITANS, reads=('heads', 'titans', 'continuum'), levels=True
+        _TITANS, reads=('heads', 'titans', 'continuum'), levels=True,
+        chunks=_CHUNKS,
     ),
     'hope_attention': Architecture(
         _ATTENTION,
@@ -141,7 +148,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     'titans': Architecture(
         _TITANS,
         fixed=_STATIC | {'titans.momentum': True},
-        reads=('heads', 'titans'), ignores=_OF_ADAPTING
+        reads=('heads', 'titans'), ignores=_OF_ADAPTING, chunks=_CHUNKS,
     ),
     'ttt': Architecture(
         _TITANS,
@@ -155,6 +162,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         ignores=(
             *_OF_ADAPTING, 'titans.retention_init', 'titans.momentum_init'
         ),
+        chunks=_CHUNKS,
     ),
     'linear_attention': _linear('linear_attention'),
     'retnet': _linear('retnet', 'rope_base'),
@@ -187,6 +195,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             'titans.expansion', 'titans.chunk', 'titans.eta_max',
             'titans.eta_init', 'titans.retention_init', 'titans.momentum_init',
         ),
+        chunks=('titans.chunk',),
     ),
     'lstm': Architecture('hope_jax.models.lstm:Lstm'),
     'srwm': Architecture('hope_jax.models.srwm:Srwm', reads=('heads',)),
@@ -217,6 +226,40 @@ def require_known(name: str) -> None:
       f'unknown model.architecture {name!r}; {hint} (one of your own: give the'
       ' file that registers it, too, as --config=FILE)',
   )
+
+
+def start_of(config: Any) -> tuple[int, str]:
+  """Returns where documents of a model's rows have to start.
+
+  Args:
+    config: a ModelConfig.
+
+  Returns:
+    The number of tokens of which a start is a multiple (1: anywhere), and what
+    a row with another start is called (`nested.levels.REASONS`).
+  """
+  entry = ARCHITECTURES[config.architecture]
+  if entry.levels and config.continuum.regime == 'in_context':
+    return config.continuum.periods[0], 'off_chunk_rows'
+  if reads(config.architecture, 'titans.grid') and (
+      config.titans.grid == 'aligned'
+  ):
+    return _shortest(config), 'unaligned_rows'
+  return 1, ''
+
+
+def chunk_of(config: Any) -> int:
+  """Returns the tokens of a tile of a model's grid, 1 where all rows fit.
+
+  Args:
+    config: a ModelConfig.
+  """
+  return _shortest(config) if start_of(config)[0] == 1 else 1
+
+
+def _shortest(config: Any) -> int:
+  fields = ARCHITECTURES[config.architecture].chunks
+  return min((operator.attrgetter(f)(config) for f in fields), default=1)
 
 
 def _within(field: str, group: str) -> bool:

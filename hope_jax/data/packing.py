@@ -11,10 +11,12 @@ document's own previous token, so that a cut costs context but no prediction:
 every token of every document is the target exactly once.
 """
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from hope_jax.nested import levels
 
 Row = dict[str, np.ndarray]
 
@@ -23,8 +25,8 @@ class Packed(NamedTuple):
   """A row, and where the next one begins."""
 
   row: Row
-  # Tokens that rows so far hold of the document read last; 0: all of them, the
-  # next row begins with the next document.
+  # Tokens that rows so far hold of the document, or piece, read last; 0: all of
+  # the document, the next row begins with the next one.
   offset: int
 
 
@@ -40,11 +42,12 @@ def empty_row(length: int) -> Row:
 
 
 def pack(
-    documents: Iterable[tuple[np.ndarray, np.ndarray]],
+    documents: Iterable[Sequence[Any]],
     *,
     length: int,
     align: int,
     bos: int,
+    tile: int = 1,
     offset: int = 0,
 ) -> Iterator[Packed]:
   """Packs documents into rows, in order, reading no further than it must.
@@ -53,12 +56,17 @@ def pack(
 
   Args:
     documents: token ids [n] of each document and the bytes each stands for [n];
-      empty ones leave no trace.
+      empty ones leave no trace. Or pieces of documents, with a third entry,
+      whether the document ends with it; such a piece is not empty.
     length: tokens of a row, T.
     align: documents start at multiples of this many tokens.
     bos: the token ahead of each document's first.
-    offset: tokens of the first document to pass over: with the documents from
-      the one read last on, packing goes on where an earlier call stopped.
+    tile: tokens of a tile of the model's chunk grid, which restarts with each
+      document: a row ends where the grid has no room for more, see
+      `levels.room`; what follows goes on in the next row.
+    offset: tokens of the first document, or piece, to pass over: with the
+      documents from the one read last on, packing goes on where an earlier call
+      stopped.
 
   Yields:
     Each row, and where the next one begins. The row has int32 'tokens',
@@ -66,26 +74,44 @@ def pack(
     'target_bytes' (0 for padding), and float32 'mask' (1 at targets, 0 for
     padding), all [T]. The last row is filled up with padding.
   """
-  row, position, segment = empty_row(length), 0, 0
-  for ids, num_bytes in documents:
+  row, position, segment, before = empty_row(length), 0, 0, bos
+  start = None  # where in the row the open segment starts; None: none is open
+  room = levels.room(length, tile)  # tiles for the open segment and after it
+  for piece in documents:
+    ids, num_bytes, *rest = piece
+    ends = rest[0] if rest else True
+    if offset and len(ids):
+      before = ids[min(offset, len(ids)) - 1]
     while offset < len(ids):
-      size = min(length - position, len(ids) - offset)
-      segment += 1
+      if start is None:
+        segment, start = segment + 1, position
+      size = min(
+          length - position, len(ids) - offset, start + room * tile - position
+      )
       end = position + size
       row['targets'][position:end] = ids[offset : offset + size]
-      row['tokens'][position] = ids[offset - 1] if offset else bos
+      row['tokens'][position] = before
       row['tokens'][position + 1 : end] = row['targets'][position : end - 1]
       row['mask'][position:end] = 1
       row['segment_ids'][position:end] = segment
       row['target_bytes'][position:end] = num_bytes[offset : offset + size]
       offset += size
-      position = -(-end // align) * align
+      before, position = ids[offset - 1], end
+      done = ends and offset == len(ids)
+      full = position >= length or position == start + room * tile
+      if done:
+        room -= -(-(end - start) // tile)
+        position, start = -(-end // align) * align, None
+        full = full or position >= length or not room
       # Asked here, not when the next document is read: a full row must not wait
-      # for it, and `offset` must speak of the document that the row ends with.
-      if position >= length:
-        yield Packed(row, offset if offset < len(ids) else 0)
+      # for it, and `offset` must speak of the piece that the row ends with.
+      if full:
+        yield Packed(row, 0 if done else offset)
         row, position, segment = empty_row(length), 0, 0
-    offset = 0
+        start, room = None, levels.room(length, tile)
+    offset -= len(ids)
+    if ends:
+      offset, before = 0, bos
   if segment:
     yield Packed(row, 0)
 

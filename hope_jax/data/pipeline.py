@@ -1,9 +1,10 @@
 """Documents to batches: what the training loop and the evaluations read.
 
 Training: shuffle the documents (anew each epoch), take this process's share,
-tokenise, pack, shuffle rows within a window, batch. Everything is read as a
-stream, a window at a time, so a corpus may be larger than memory; and every
-stage knows its place, so the iterator's state is a few numbers.
+tokenise, pack, mix the rows of several sources by their weights, shuffle rows
+within a window, batch. Everything is read as a stream, a window at a time, so a
+corpus may be larger than memory; and every stage knows its place, so the
+iterator's state is a few numbers.
 
 Texts may be made to take turns in a row (`packing.interleave`).
 
@@ -11,7 +12,7 @@ Rows are shuffled because a long document fills many rows in a row: without it a
 batch would hold little else than one document.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -20,81 +21,22 @@ import grain
 import numpy as np
 
 from hope_jax.config import ConfigError, DataConfig
-from hope_jax.data import packing
-from hope_jax.data.sources import Source, open_source, split
-from hope_jax.data.tokenizer import (
-  Tokenizer,
-  check,
-  encode_document,
-  load_tokenizer,
-)
+from hope_jax.data import packing, pieces, texts
+from hope_jax.data.rows import MixedRows, PackedRows
+from hope_jax.data.sources import Part, Source, heldout_of, open_parts
+from hope_jax.data.tokenizer import Tokenizer, check, load_tokenizer
 
 Batch = dict[str, np.ndarray]
 
 # Tokens among which rows are shuffled: some 140 files of the standard library,
 # in 40 MB. It is refilled in one go, a fraction of a second for bytes.
 _WINDOW_TOKENS = 2**21
-# Two readers hide the latency of a disk; more would only contend for the
-# interpreter. What they read ahead is bounded in documents.
-_READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
-
-
-class _PackedRows(grain.IterDataset):
-  """Packs encoded documents; its place is a document and an offset in it."""
-
-  def __init__(self, parent: grain.IterDataset, **options: int):
-    super().__init__(parent)
-    self._options = options
-
-  def __iter__(self) -> '_PackedRowsIterator':
-    return _PackedRowsIterator(iter(self._parent), self._options)
-
-
-class _PackedRowsIterator(grain.DatasetIterator):
-  """Iterator of `_PackedRows`: rows, and a state between any two of them."""
-
-  def __init__(self, parent: grain.DatasetIterator, options: dict[str, int]):
-    super().__init__(parent)
-    self._options = options
-    self._restart(offset=0)
-
-  def _restart(self, *, offset: int) -> None:
-    self._offset = offset
-    # Where the document read last begins, for a row that ends inside it.
-    self._document_state = self._parent.get_state()
-    self._rows = packing.pack(
-        self._documents(), offset=offset, **self._options
-    )
-
-  def _documents(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    while True:
-      self._document_state = self._parent.get_state()
-      try:
-        document = next(self._parent)
-      except StopIteration:
-        return
-      yield document
-
-  def __next__(self) -> packing.Row:
-    row, self._offset = next(self._rows)
-    return row
-
-  def get_state(self) -> dict[str, Any]:
-    inside = self._offset > 0
-    return {
-        'documents': (
-            self._document_state if inside else self._parent.get_state()
-        ),
-        'offset': self._offset,
-    }
-
-  def set_state(self, state: dict[str, Any]) -> None:
-    self._parent.set_state(state['documents'])
-    self._restart(offset=state['offset'])
-
-
 def train_batches(
-    config: DataConfig, *, process_index: int = 0, process_count: int = 1
+    config: DataConfig,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    tile: int = 1,
 ) -> grain.DatasetIterator:
   """Returns an endless iterator of training batches.
 
@@ -110,6 +52,7 @@ def train_batches(
     config: what to read.
     process_index: this process, from 0.
     process_count: processes that share the batch.
+    tile: as in `packing.pack`; `architectures.chunk_of` of the model to train.
 
   Returns:
     The iterator. `get_state()` gives its place as nested dicts of numbers (JSON
@@ -122,20 +65,10 @@ def train_batches(
   """
   rows = _rows_per_process(config, process_count)
   tokenizer = load_tokenizer(config)
-  documents, _ = split(open_source(config), config.holdout)
-  check(tokenizer, (documents[i][1] for i in range(len(documents))))
-  _require_sequence(documents, tokenizer, config.sequence_length)
-  if len(documents) < process_count:
-    raise ConfigError(
-        f'data.path: {len(documents)} training documents for {process_count}'
-        ' processes; each needs one at least: give more files or records'
-    )
-  mine = (
-      grain.MapDataset.source(documents)
-      .seed(_seed(config))
-      .shuffle()[process_index::process_count]
-      .repeat()
-  )
+  parts = open_parts(config)
+  for part in parts:
+    check(tokenizer, _texts(part.train))
+    _require_enough(part, tokenizer, config.sequence_length, process_count)
   texts = config
   if config.interleave > 1:
     # Documents start no memory in such rows, so that they need no grid.
@@ -146,9 +79,22 @@ def train_batches(
         interleave=1,
         align=1,
     )
-  window = _window_rows(documents, texts)
-  batches = _shuffled_rows(
-      mine, tokenizer, texts, window=window, seed=_seed(config)
+  options = _options(texts, tokenizer, tile)
+  mine = [
+      PackedRows(
+          grain.MapDataset.source(part.train)
+          .seed((_seed(config) + index) % 2**31)
+          .shuffle()[process_index::process_count]
+          .repeat(),
+          **options,
+      )
+      for index, part in enumerate(parts)
+  ]
+  stream = mine[0]
+  if len(mine) > 1:
+    stream = MixedRows(mine, [part.weight for part in parts])
+  batches = _shuffled(
+      stream, [part.train for part in parts], texts, seed=_seed(config)
   ).batch(rows * config.interleave, drop_remainder=True)
   if config.interleave > 1:
     batches = batches.random_map(
@@ -164,6 +110,8 @@ def heldout_batches(
     *,
     process_index: int = 0,
     process_count: int = 1,
+    tile: int = 1,
+    source: str | None = None,
 ) -> Iterator[Batch]:
   """Yields the held-out text in batches, the same at every call.
 
@@ -178,6 +126,8 @@ def heldout_batches(
     limit: batches to stop after; None: all.
     process_index: this process, from 0.
     process_count: processes that share each batch.
+    tile: as in `packing.pack`; `architectures.chunk_of` of the model to ask.
+    source: of a mixture, the path of the one whose text it is; None: of all.
 
   Yields:
     Batches as of `train_batches`.
@@ -187,13 +137,15 @@ def heldout_batches(
   """
   share = _rows_per_process(config, process_count)
   tokenizer = load_tokenizer(config)
-  _, documents = split(open_source(config), config.holdout)
-  check(tokenizer, (documents[i][1] for i in range(len(documents))))
-  stream = _shuffled_rows(
-      grain.MapDataset.source(documents),
-      tokenizer,
+  documents = heldout_of(open_parts(config), source)
+  check(tokenizer, _texts(documents))
+  stream = _shuffled(
+      PackedRows(
+          grain.MapDataset.source(documents),
+          **_options(config, tokenizer, tile),
+      ),
+      [documents],
       config,
-      window=_window_rows(documents, config),
       seed=0,
   )
   mine = slice(process_index * share, (process_index + 1) * share)
@@ -212,53 +164,55 @@ def heldout_batches(
 
 def train_text(config: DataConfig) -> bytes:
   """Returns the training documents joined, for models that count bytes."""
-  return _joined(split(open_source(config), config.holdout)[0])
+  return b''.join(_joined(part.train) for part in open_parts(config))
 
 
-def heldout_text(config: DataConfig) -> bytes:
+def heldout_text(config: DataConfig, source: str | None = None) -> bytes:
   """Returns the held-out documents joined: the text of `heldout_batches`."""
-  return _joined(split(open_source(config), config.holdout)[1])
+  return _joined(heldout_of(open_parts(config), source))
 
 
 def _joined(documents: Source) -> bytes:
-  return b''.join(documents[i][1] for i in range(len(documents)))
+  return b''.join(text[:] for text in _texts(documents))
 
 
-def _shuffled_rows(
-    documents: grain.MapDataset,
-    tokenizer: Tokenizer,
-    config: DataConfig,
-    *,
-    window: int,
-    seed: int,
-) -> grain.IterDataset:
-  """Tokenises and packs documents, and shuffles the rows within a window."""
-  encoded = documents.map(
-      lambda document: encode_document(
-          tokenizer, document[1], end=config.end_of_document
-      )
-  )
-  rows = _PackedRows(
-      encoded.to_iter_dataset(_READ),
+def _texts(documents: Source) -> Iterator[texts.Text]:
+  return (documents[i][1] for i in range(len(documents)))
+
+
+def _options(
+    config: DataConfig, tokenizer: Tokenizer, tile: int
+) -> dict[str, Any]:
+  """Returns the options of `PackedRows`."""
+  return dict(
+      tokenizer=tokenizer,
+      end=config.end_of_document,
       length=config.sequence_length,
       align=config.align,
-      bos=tokenizer.bos,
-  )
-  return grain.experimental.WindowShuffleIterDataset(
-      rows, window_size=window, seed=seed
+      # Where texts take turns, documents start no memory.
+      tile=tile,
   )
 
 
-def _window_rows(documents: Source, config: DataConfig) -> int:
-  """Returns among how many rows to shuffle: a window's, at most an epoch's."""
+def _shuffled(
+    rows: grain.IterDataset,
+    sources: Sequence[Source],
+    config: DataConfig,
+    *,
+    seed: int,
+) -> grain.IterDataset:
+  """Shuffles rows within a window: of some tokens, at most of an epoch's."""
   tokens = 0  # Counted in bytes, which are as many or more.
-  for index in range(len(documents)):
-    tokens += len(documents[index][1])
-    if tokens >= _WINDOW_TOKENS:
-      break
-  rows = min(tokens, _WINDOW_TOKENS) // config.sequence_length
+  for documents in sources:
+    for index in range(len(documents)):
+      if tokens >= _WINDOW_TOKENS:
+        break
+      tokens += len(documents[index][1])
+  window = min(tokens, _WINDOW_TOKENS) // config.sequence_length
   # At least the rows of some batches, where rows are as long as the window.
-  return max(rows, 4 * config.batch_size)
+  return grain.experimental.WindowShuffleIterDataset(
+      rows, window_size=max(window, 4 * config.batch_size), seed=seed
+  )
 
 
 def _rows_per_process(config: DataConfig, process_count: int) -> int:
@@ -275,15 +229,28 @@ def _seed(config: DataConfig) -> int:
   return config.seed % 2**31
 
 
-def _require_sequence(
-    documents: Source, tokenizer: Tokenizer, length: int
+def _require_enough(
+    part: Part, tokenizer: Tokenizer, length: int, process_count: int
 ) -> None:
+  """Refuses a source with too little to train on."""
   total = 0
-  for index in range(len(documents)):
-    total += len(tokenizer.encode(documents[index][1]).ids)
+  for index in range(len(part.train)):
+    for piece in pieces.encode(tokenizer, part.train[index][1]):
+      total += len(piece.ids)
+      if total >= length:
+        break
     if total >= length:
-      return
-  raise ConfigError(
-      f'data.path: the training text has {total} tokens, less than one sequence'
-      f' of {length}; give a longer text or a smaller data.sequence_length'
-  )
+      break
+  whose = f' of {part.label!r}' if part.label else ''
+  if total < length:
+    raise ConfigError(
+        f'data.path: the training text{whose} has {total} tokens, less than one'
+        f' sequence of {length}; give a longer text or a smaller'
+        ' data.sequence_length'
+    )
+  if len(part.train) < process_count:
+    raise ConfigError(
+        f'data.path: {len(part.train)} training documents{whose} for'
+        f' {process_count} processes; each needs one at least: give more files'
+        ' or records'
+    )

@@ -1,23 +1,18 @@
-"""Where documents come from: one interface over four kinds of source.
-
-A source gives random access to named documents: `len(source)`, `source[i]`, a
-`(name, text)` pair with the text in bytes, and `source.name(i)`, the name
-alone, which costs no reading. A document's name says nothing of the machine it
-is read on, because it decides whether the document is held out.
-"""
+"""Where documents come from, and which of them are held out."""
 
 from collections.abc import Sequence
-import glob
 import hashlib
 import os
 import pathlib
 import sysconfig
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
 from hope_jax.config import ConfigError, DataConfig
+from hope_jax.data import matching, records, texts
+from hope_jax.data.documents import Files, Joined, Records, Source, name_of
 
 # What a Python installation carries beside the library itself: compiled files,
 # other people's packages, the library's own tests; and the documentation as one
@@ -26,95 +21,6 @@ _NOT_LIBRARY = frozenset({
     '__pycache__', 'dist-packages', 'idle_test', 'pydoc_data', 'site-packages',
     'test', 'tests',
 })
-
-
-class Source(Protocol):
-  """Random access to named documents."""
-
-  def __len__(self) -> int:
-    ...
-
-  def __getitem__(self, index: int) -> tuple[str, bytes]:
-    ...
-
-  def name(self, index: int) -> str:
-    """Returns the name of a document without reading it."""
-    ...
-
-
-class Files:
-  """Documents that are files, read at each access (the system caches them)."""
-
-  def __init__(self, paths: Sequence[str], *, root: str):
-    """Keeps the paths, in the order given; names are relative to `root`."""
-    self._paths = tuple(paths)
-    self._root = root
-
-  def __len__(self) -> int:
-    return len(self._paths)
-
-  def __getitem__(self, index: int) -> tuple[str, bytes]:
-    path = self._paths[index]
-    try:
-      return self.name(index), pathlib.Path(path).read_bytes()
-    except OSError as error:
-      raise ConfigError(
-          f'data.path: cannot read {path!r} ({error.strerror}); give files that'
-          ' can be read'
-      ) from error
-
-  def name(self, index: int) -> str:
-    """Returns the path relative to the root, with forward slashes."""
-    path = os.path.relpath(self._paths[index], self._root)
-    return pathlib.PurePath(path).as_posix()
-
-
-class Records:
-  """Documents that are records of a random-access reader."""
-
-  def __init__(self, reader: Any, *, label: str, field: str | None = None):
-    """Wraps a reader.
-
-    Args:
-      reader: anything with `len` and `[i]`, whose records are bytes or str, or
-        mappings that hold one of the two.
-      label: what a record is called in names; it is followed by its index.
-      field: the key of the text in a record that is a mapping; None where a
-        record is the text.
-
-    Raises:
-      ConfigError: if the records have no such field, or it holds no text.
-    """
-    self._reader = reader
-    self._label = label
-    self._field = field
-    if len(reader):
-      self[0]
-
-  def __len__(self) -> int:
-    return len(self._reader)
-
-  def __getitem__(self, index: int) -> tuple[str, bytes]:
-    record = self._reader[index]
-    if self._field is not None:
-      if self._field not in record:
-        raise ConfigError(
-            f'data.text_field: no field {self._field!r} in {self._label}; its'
-            f' records have: {", ".join(sorted(record))}'
-        )
-      record = record[self._field]
-    if isinstance(record, str):
-      record = record.encode()
-    if not isinstance(record, bytes):
-      raise ConfigError(
-          f'data.text_field: {self._field!r} in {self._label} holds'
-          f' {type(record).__name__}; give a field of text'
-      )
-    return self.name(index), record
-
-  def name(self, index: int) -> str:
-    """Returns the label and the index."""
-    return f'{self._label}:{index}'
 
 
 class _Subset:
@@ -127,7 +33,7 @@ class _Subset:
   def __len__(self) -> int:
     return len(self._indices)
 
-  def __getitem__(self, index: int) -> tuple[str, bytes]:
+  def __getitem__(self, index: int) -> tuple[str, texts.Text]:
     return self._source[int(self._indices[index])]
 
   def name(self, index: int) -> str:
@@ -137,16 +43,16 @@ class _Subset:
 class _Part:
   """One document: a part of the only document of another source."""
 
-  def __init__(self, source: Source, part: slice):
+  def __init__(self, source: Source, begin: int, end: int):
     self._source = source
-    self._part = part
+    self._part = begin, end
 
   def __len__(self) -> int:
     return 1
 
-  def __getitem__(self, index: int) -> tuple[str, bytes]:
+  def __getitem__(self, index: int) -> tuple[str, texts.Text]:
     name, text = self._source[range(1)[index]]
-    return name, text[self._part]
+    return name, texts.part(text, *self._part)
 
   def name(self, index: int) -> str:
     return self._source.name(range(1)[index])
@@ -183,9 +89,11 @@ def split(source: Source, holdout: float) -> tuple[Source, Source]:
           f'data.path: {name!r} has {len(text)} bytes, too few to hold any out;'
           ' give a longer text'
       )
-    cut = len(text) - min(max(1, round(len(text) * holdout)), len(text) - 1)
-    return _Part(source, slice(cut)), _Part(source, slice(cut, None))
-  rank = np.array([_rank(source.name(i)) for i in range(len(source))])
+    size = len(text)
+    cut = size - min(max(1, round(size * holdout)), size - 1)
+    return _Part(source, 0, cut), _Part(source, cut, size)
+  names = map(source.name, range(len(source)))
+  rank = np.fromiter(map(_rank, names), float, len(source))
   heldout = rank < holdout
   if not heldout.any():
     heldout[rank.argmin()] = True
@@ -203,12 +111,52 @@ def _rank(name: str) -> float:
   return int.from_bytes(digest[:6], 'big') / 2**48
 
 
-def open_source(config: DataConfig) -> Source:
+class Part(NamedTuple):
+  """One of the sources of a configuration, split."""
+
+  label: str  # as in data.mixture; '' where there is one source alone
+  weight: float
+  train: Source
+  heldout: Source
+
+
+def open_parts(config: DataConfig) -> list[Part]:
+  """Opens and splits each source of a configuration.
+
+  A file belongs to the first source that names it: it must not be held out of
+  one and trained on with another.
+
+  Raises:
+    ConfigError: if there is nothing to read in one of them, or no text.
+  """
+  parts, taken = [], set()
+  for label, weight, one in config.parts():
+    source = open_source(one, taken if label else None)
+    parts.append(Part(label, weight, *split(source, config.holdout)))
+  return parts
+
+
+def heldout_of(parts: Sequence[Part], label: str | None = None) -> Source:
+  """Returns the held-out documents of one source, or of all, evenly mixed."""
+  if label is not None:
+    parts = [part for part in parts if part.label == label]
+    if not parts:
+      raise ConfigError(f'data.mixture has no source {label!r}')
+  if len(parts) == 1:
+    return parts[0].heldout
+  place = [(np.arange(n) + 0.5) / n for n in (len(p.heldout) for p in parts)]
+  order = np.argsort(np.concatenate(place), kind='stable')
+  return _Subset(Joined([part.heldout for part in parts]), order)
+
+
+def open_source(config: DataConfig, taken: set | None = None) -> Source:
   """Opens the documents that a configuration names.
 
   - 'stdlib': the source files of the Python standard library that runs this.
   - 'files': `path` is a file, or a glob (`**` goes into folders); each file is
-    a document, of any bytes; empty files are left out.
+    a document, of any bytes, but for .jsonl and .parquet, which hold one a line
+    or a row, in `text_field`; empty ones are left out. See `records`,
+    `matching`.
   - 'array_record': `path` is a file or a glob of files; each record is the text
     of a document. A record's name is its index over all files in sorted order.
   - 'tfds': `path` is the name of a dataset, or the folder of a prepared one,
@@ -217,7 +165,8 @@ def open_source(config: DataConfig) -> Source:
     prepared with `file_format='array_record'`; nothing is downloaded.
 
   Args:
-    config: where to read from.
+    config: where to read from; a mixture is opened by `open_parts`.
+    taken: identities of files that are left out; those read here are added.
 
   Returns:
     The documents.
@@ -226,49 +175,38 @@ def open_source(config: DataConfig) -> Source:
     ConfigError: if there is nothing to read there, or no text.
   """
   if config.source == 'stdlib':
-    return _stdlib()
+    return _stdlib(taken)
   if config.source == 'files':
-    paths = [p for p in _match(config.path) if os.path.getsize(p)]
-    if not paths:
-      raise ConfigError(
-          f'data.path: {config.path!r} holds no text, only empty files; give'
-          ' files with text in them'
-      )
-    return Files(paths, root=_fixed_folder(config.path))
+    return _files(matching.match(config.path, taken), config)
   if config.source == 'array_record':
-    return _array_record(config.path)
+    return _array_record(config.path, taken)
   reader, label = open_tfds(config.path)
   return Records(reader, label=label, field=config.text_field)
 
 
-def _match(path: str) -> list[str]:
-  """Returns the files that a path or a glob names, sorted."""
-  if os.path.isdir(path):
+def _files(paths: Sequence[str], config: DataConfig) -> Source:
+  """Opens files, each by what it is."""
+  root = matching.fixed_folder(config.path)
+  sources, plain = [], []
+  for path in filter(texts.size_of, paths):
+    if records.is_plain(path):
+      plain.append(path)
+      continue
+    sources.append(Files(plain, root=root))
+    where = records.where(path, name_of(path, root))
+    sources.append(records.open_file(where, config.text_field))
+    plain = []
+  sources.append(Files(plain, root=root))
+  sources = [source for source in sources if len(source)]
+  if not sources:
     raise ConfigError(
-        f'data.path: {path!r} is a folder; give a file, or a glob such as'
-        f' {os.path.join(path, "**", "*.txt")!r}'
+        f'data.path: {config.path!r} holds no text, only empty files; give'
+        ' files with text in them'
     )
-  # A file may have glob characters in its name; then it is that file.
-  found = [path] if os.path.exists(path) else glob.glob(path, recursive=True)
-  files = sorted(p for p in found if os.path.isfile(p))
-  if not files:
-    raise ConfigError(
-        f'data.path: no file matches {path!r}; give an existing file, or a glob'
-        ' that matches some'
-    )
-  return files
+  return sources[0] if len(sources) == 1 else Joined(sources)
 
 
-def _fixed_folder(path: str) -> str:
-  """Returns the folder that holds all matches: the part before wildcards."""
-  parts = pathlib.PurePath(path).parts[:-1]
-  if not os.path.exists(path):
-    wild = [i for i, part in enumerate(parts) if glob.has_magic(part)]
-    parts = parts[: wild[0]] if wild else parts
-  return str(pathlib.PurePath(*parts))
-
-
-def _stdlib() -> Source:
+def _stdlib(taken: set | None) -> Source:
   root = sysconfig.get_path('stdlib')
   paths = []
   for folder, folders, files in os.walk(root):
@@ -285,11 +223,11 @@ def _stdlib() -> Source:
         f'data.source: no .py files under {root!r}; this Python comes without'
         " its library's source, so set data.source='files' and data.path"
     )
-  return Files(paths, root=root)
+  return Files(matching.once(paths, taken), root=root)
 
 
-def _array_record(path: str) -> Source:
-  files = _match(path)
+def _array_record(path: str, taken: set | None) -> Source:
+  files = matching.match(path, taken)
   try:
     reader = grain.sources.ArrayRecordDataSource(files)
     return Records(reader, label='record')

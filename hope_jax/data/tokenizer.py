@@ -6,8 +6,8 @@ text's every byte to exactly one of its ids; the token that ends a document
 stands for none.
 """
 
-from collections.abc import Iterable
 import codecs
+from collections.abc import Iterable
 import itertools
 import os
 import re
@@ -216,9 +216,9 @@ class FileTokenizer:
     if self.opened.unknown is None:
       token = self._tokenizer.id_to_token(int(ids[controls][0]))
       raise ConfigError(
-          f'data.tokenizer: {self.path!r} reads {token!r} in a text as a control'
-          " token and has no token for the unknown; set data.control_tokens="
-          "'parse', or leave it out of the text"
+          f'data.tokenizer: {self.path!r} reads {token!r} in a text as a'
+          ' control token and has no token for the unknown; set'
+          " data.control_tokens='parse', or leave it out of the text"
       )
     return np.where(controls, self.opened.unknown, ids).astype(np.int32)
 
@@ -272,8 +272,15 @@ def encode_document(tokenizer: Tokenizer, text: bytes, *, end: bool) -> Encoded:
   Returns:
     The ids and their bytes; the end stands for none.
   """
-  ids, num_bytes = tokenizer.encode(text)
-  if not end or tokenizer.eos is None or not len(ids):
+  encoded = tokenizer.encode(text)
+  return ended(tokenizer, *encoded) if end else encoded
+
+
+def ended(
+    tokenizer: Tokenizer, ids: np.ndarray, num_bytes: np.ndarray
+) -> Encoded:
+  """Returns the ids, or last ids, of a document with its end behind them."""
+  if tokenizer.eos is None or not len(ids):
     return Encoded(ids, num_bytes)
   return Encoded(
       np.append(ids, tokenizer.eos).astype(np.int32),
@@ -288,6 +295,8 @@ def check(tokenizer: Tokenizer, texts: Iterable[bytes]) -> None:
     tokenizer: its tokenizer.
     texts: documents, of which the beginnings of the first are read.
   """
+  if isinstance(tokenizer, ByteTokenizer):
+    return  # Its ids are the text.
   size, count = _SAMPLE
   for text in itertools.islice(texts, count):
     # What is cut is cut between characters.
@@ -321,6 +330,6 @@ def _difference(tokenizer: Tokenizer, text: bytes, back: bytes) -> str:
   name = getattr(tokenizer, 'path', 'the tokenizer')
   return (
       f'{name!r} does not give every text back: {text[some]!r} at byte {at}'
-      f' comes back as {back[some]!r}{reasons}; losses are of what is left, bits'
-      ' per byte count all bytes'
+      f' comes back as {back[some]!r}{reasons}; losses are of what is left,'
+      ' bits per byte count all bytes'
   )

@@ -10,6 +10,7 @@ import numpy as np
 
 from hope_jax import sharding
 from hope_jax.config import ConfigError
+from hope_jax.models.packing import require_room_for
 from hope_jax.train import losses
 from hope_jax.types import PyTree
 
@@ -38,10 +39,12 @@ def evaluate(
     loss (nats a token), bits_per_byte, tokens and bytes.
 
   Raises:
-    ConfigError: the batches hold no target.
+    ConfigError: the batches hold no target, or a row that the model cannot
+      take, see `models.packing.require_room`.
   """
   nats, tokens, text_bytes = 0.0, 0.0, 0
   for batch in batches:
+    require_room_for(model, batch)
     some, count, size = _sums(model, params, sharding.put_batch(batch))
     # float32 adds up one batch, the float64 of Python all of them.
     nats += float(some)

@@ -19,6 +19,7 @@ from hope_jax.config import ModelConfig
 from hope_jax.models.blocks import fast_shapes
 from hope_jax.models.layers import DotGeneral
 from hope_jax.models.lm import LanguageModel
+from hope_jax.models.packing import require_room
 from hope_jax.nested import continuum, levels
 from hope_jax.sharding import constrain
 from hope_jax.types import Array, PyTree
@@ -47,8 +48,9 @@ class InContextModel(nn.Module):
 
   Parameters are those of `LanguageModel`; the levels' are initial states. A
   text may be fed in calls of any length. Segments must start at multiples of
-  the fastest period: a start elsewhere gives NaN in its row. Padding at the end
-  of a call takes its place in the open chunk.
+  the fastest period: a start elsewhere is refused, or where that cannot be seen
+  (inside `jit`) gives NaN in its row, see `nested.levels.REASONS`. Padding at
+  the end of a call takes its place in the open chunk.
 
   Attributes:
     config: sizes and choices.
@@ -76,6 +78,11 @@ class InContextModel(nn.Module):
     if self.is_initializing():
       return model(tokens, segment_ids=segment_ids, positions=positions)
     # A chunk is rematerialised as a whole.
+    require_room(
+        self.config, segment_ids,
+        place=None if state is None else state.begin['place'],
+        fill=0 if state is None else state.fill,
+    )
     config = dataclasses.replace(self.config, remat='none')
     pure = LanguageModel(config, self.dot_general, parent=None)
     reader = _Reader(pure, meta.unbox(self.variables['params']))
@@ -205,5 +212,5 @@ class _Reader:
       carry, logits, diagnostics = learn()
     else:
       carry, logits, diagnostics = jax.lax.cond(complete, learn, read)
-    logits = jnp.where(astray[:, None, None], jnp.nan, logits)
-    return carry, (logits, diagnostics)
+    logits, poisoned = levels.poison(logits, astray, 'off_chunk_rows')
+    return carry, (logits, {**diagnostics, **poisoned})

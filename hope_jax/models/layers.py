@@ -1,6 +1,6 @@
 """Layers of every architecture: norms, projections, convolution, MLPs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -171,6 +171,14 @@ class Mixer(nn.Module):
         config.dim, ('heads', 'embed'), jnp.dtype(config.dtype),
         (2 * config.layers) ** -0.5, self.dot_general, name='out',
     )
+
+  def tell(self, diagnostics: Mapping[str, Array]) -> None:
+    """Keeps scalars under their names, for who asks for 'diagnostics'."""
+    for name, value in diagnostics.items():
+      # Flax's types want `_` to be the tuple that its default begins with.
+      self.sow(  # pyright: ignore[reportArgumentType]
+          'diagnostics', name, value, reduce_fn=lambda _, b: b
+      )
 
 
 def gate(

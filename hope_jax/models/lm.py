@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from hope_jax.config import ModelConfig
 from hope_jax.models.blocks import Block
 from hope_jax.models.layers import DotGeneral, Norm, partitioned
-from hope_jax.models.packing import locate
+from hope_jax.models.packing import locate, require_room
 from hope_jax.models.precision import at_precision
 from hope_jax.sharding import constrain
 from hope_jax.types import Array, PyTree
@@ -59,6 +59,9 @@ class LanguageModel(nn.Module):
     Returns:
       Logits [B, T, E], or [B, A, E] at `positions`, float32, and the state
       after the last token.
+
+    Raises:
+      ConfigError: as `packing.require_room`; not inside `jit`.
     """
     config = self.config
     dtype = jnp.dtype(config.dtype)
@@ -72,9 +75,10 @@ class LanguageModel(nn.Module):
     )
     x = (embedding[tokens] / std).astype(dtype)
     x = constrain(x, 'batch', 'time', None)
-    packing, place = locate(
-        segment_ids, None if state is None else state['place'], batch, length
-    )
+    place = None if state is None else state['place']
+    if not fast:  # else the chunks of a call, which has been looked at whole
+      require_room(config, segment_ids, place)
+    packing, place = locate(segment_ids, place, batch, length)
     block = Block
     if config.remat == 'block':
       block = nn.remat(Block, prevent_cse=False)

@@ -184,11 +184,7 @@ class SelfModifyingTitans(MemoryMixer):
             (x.shape[0], config.heads), 'batch', 'heads'
         ),
     )
-    for name, value in diagnostics.items():
-      # Flax's types want `_` to be the tuple that its default begins with.
-      self.sow(  # pyright: ignore[reportArgumentType]
-          'diagnostics', name, value, reduce_fn=lambda _, b: b
-      )
+    self.tell(diagnostics)
     return self.output(x, o), {
         'titans': split_by_head(titans_state), 'tail': new_tail
     }

@@ -1,10 +1,15 @@
 """How packed documents reach the layers, and what is handed over."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
+from jax import core as jax_core
 import jax.numpy as jnp
+import numpy as np
 
+from hope_jax.config import ConfigError, ModelConfig, architectures
+from hope_jax.nested import levels
 from hope_jax.types import Array
 
 
@@ -79,3 +84,67 @@ def locate(
       place.position + jnp.sum(present, axis=1),
   )
   return Packing(starts, present, position), Place(held[:, -1], end)
+
+
+def require_room(
+    config: ModelConfig,
+    segment_ids: Any,
+    place: Place | None = None,
+    fill: Any = 0,
+) -> None:
+  """Refuses rows that a model would answer with NaN, see `levels.REASONS`.
+
+  Inside `jit`, where nothing can be seen of them, it does nothing.
+
+  Args:
+    config: the model.
+    segment_ids: [B, T], as of `locate`; None: one document a row.
+    place: where the last call stopped; None: nothing came before.
+    fill: tokens in the open chunk of an in-context model.
+
+  Raises:
+    ConfigError: a row has more documents than the chunk grid has room for, or
+      one that starts off it; it names the row and what helps.
+  """
+  traced = (
+      isinstance(x, jax_core.Tracer)
+      for x in jax.tree.leaves((segment_ids, place, fill))
+  )
+  if segment_ids is None or any(traced):
+    return
+  tile = architectures.chunk_of(config)
+  grid, off_grid = architectures.start_of(config)
+  ids = np.asarray(segment_ids)
+  room = levels.room(ids.shape[1], tile)
+  for row in range(len(ids)):
+    held, position = (0, 0) if place is None else (int(x[row]) for x in place)
+    at = np.flatnonzero(ids[row])
+    starts = np.flatnonzero(np.diff(ids[row, at], prepend=held))
+    who = f'row {row} of a batch, with {len(starts)} documents, has'
+    # An aligned layout is used for fresh rows alone.
+    off = (at[starts] + int(fill)) % grid
+    if off.any() and (place is None or off_grid == 'off_chunk_rows'):
+      raise ConfigError(
+          f'{who} {levels.REASONS[off_grid]} (one starts at token'
+          f' {at[starts][off > 0][0]}, the grid is of {grid})'
+      )
+    # The row may begin inside a tile of the document before.
+    sizes = np.diff(starts, prepend=0, append=len(at))
+    sizes[0] += position % tile if sizes[0] else 0
+    needed = int(np.sum(-(-sizes // tile)))
+    if needed > room:
+      raise ConfigError(
+          f'{who} {levels.REASONS["crowded_rows"]} (of {tile} tokens: {needed}'
+          f' tiles, and there is room for {room})'
+      )
+
+
+def require_room_for(model: Any, batch: Mapping[str, Any]) -> None:
+  """Does `require_room` for a batch of fresh rows, given to a model.
+
+  Raises:
+    ConfigError: as `require_room`.
+  """
+  config = getattr(model, 'config', None)
+  if isinstance(config, ModelConfig):
+    require_room(config, batch.get('segment_ids'))

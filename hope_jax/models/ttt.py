@@ -98,7 +98,7 @@ class Ttt(Mixer):
         Ttt._streams, self, tail, (x, packing.position, packing.present)
     )
     q, k = (rotate(y, place, model.rope_base) for y in (q, k))
-    o, memory = ttt.layer(
+    o, memory, diagnostics = ttt.layer(
         self.initial(),
         ttt.Tokens(q, k, v, self.gates(x, place)),
         None if state is None else state['memory'],
@@ -110,6 +110,7 @@ class Ttt(Mixer):
         present=packing.present,
         precision='bf16' if model.dtype == 'bfloat16' else 'float32',
     )
+    self.tell(diagnostics)
     y = in_tiles(Ttt._output, self, None, (x, o))[1]
     return y, {'memory': split_by_head(memory), 'tail': tail}
 
@@ -211,7 +212,7 @@ class TitansMemory(MemoryMixer):
     model = self.config
     tail = None if state is None else state['tail']
     (q, k, v), tail = self.streams(x, tail, packing)
-    o, memory = ttt.layer(
+    o, memory, diagnostics = ttt.layer(
         self.initial(),
         ttt.Tokens(l2_normalized(q), l2_normalized(k), v, self.gates(x)),
         None if state is None else state['memory'],
@@ -222,6 +223,7 @@ class TitansMemory(MemoryMixer):
         present=packing.present,
         precision='bf16' if model.dtype == 'bfloat16' else 'float32',
     )
+    self.tell(diagnostics)
     return self.output(x, o), {'memory': split_by_head(memory), 'tail': tail}
 
   def gates(self, x: Array) -> ttt.TitansGates:

@@ -7,7 +7,7 @@ document packed anywhere in a row is chunked as it would be alone, and it is
 carried from call to call as a phase, so that a text may be cut anywhere.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import math
 from typing import Any, NamedTuple
 
@@ -29,8 +29,76 @@ class Grid(NamedTuple):
   opens: Array  # [B, N] position in its document of a tile that opens; else -1
   reset: Array  # [B, N] bool: a document starts with the tile
   phase: Array  # [B] tokens into the longest chunk after the call
-  overflow: Array  # [B] bool: more documents than the grid has tiles for
+  overflow: Array  # [B] bool: documents do not lie on the grid
   tile: int  # C
+
+
+# Why a row is answered with NaN, by the name of the metric that counts such
+# rows. Nothing else in this package writes NaN. What makes batches does not
+# make such rows, and a batch from elsewhere is refused where it comes in
+# (`models.packing.require_room`); inside a compiled step there is only this.
+REASONS = {
+    'crowded_rows': (
+        'more documents than the chunk grid has room for; raise data.align to'
+        ' the chunk, or lower the chunk'
+    ),
+    'unaligned_rows': (
+        "documents off the chunk grid, which titans.grid='aligned' does not"
+        ' take; make data.align a multiple of the shorter chunk, or set'
+        " titans.grid='document'"
+    ),
+    'off_chunk_rows': (
+        'documents that start inside a chunk, which'
+        " continuum.regime='in_context' does not take; make data.align a"
+        ' multiple of the fastest of continuum.periods'
+    ),
+}
+
+
+def reason_of(grid: Grid, starts: Array | None) -> str:
+  """Returns what `overflow` rows of a grid are called; '': there are none."""
+  if starts is None:
+    return ''
+  return 'unaligned_rows' if grid.token is None else 'crowded_rows'
+
+
+def poison(
+    x: Array, rows: Array, reason: str
+) -> tuple[Array, dict[str, Array]]:
+  """Answers with NaN where an answer would be a mixture of documents.
+
+  Args:
+    x: outputs, [B, ...].
+    rows: [B] bool, which rows.
+    reason: a name of `REASONS`; '' where there are no such rows.
+
+  Returns:
+    The outputs, and the number of such rows under the reason's name.
+  """
+  if not reason:
+    return x, {}
+  assert reason in REASONS
+  rows_of_x = rows.reshape(-1, *(1,) * (x.ndim - 1))
+  count = jax.lax.stop_gradient(jnp.sum(rows).astype(jnp.float32))
+  return jnp.where(rows_of_x, jnp.nan, x), {reason: count}
+
+
+def reason_for_nan(metrics: Mapping[str, Any]) -> str:
+  """Returns why a step's loss is NaN, of its metrics; '' if not for this."""
+  for name, reason in REASONS.items():
+    if count := int(metrics.get(f'{name}/max', 0)):
+      return f'{count} rows have {reason}'
+  return ''
+
+
+def room(length: int, tile: int) -> int:
+  """Returns how many tiles the grid of packed documents has for T tokens.
+
+  Twice what one document needs, and 8: a document of n tokens takes
+  ceil(n / C), so that more of them fit than the row has tiles of C. What is
+  made into rows by `data.packing` never needs more.
+  """
+  return min(length, 2 * (-(-length // tile)) + 8)
 
 
 def token_grid(
@@ -60,7 +128,7 @@ def token_grid(
 
   Returns:
     The grid. In `overflow` rows (documents shorter than a tile on average, or
-    not aligned) it is not valid; callers answer with NaN, never with a mixture.
+    not aligned) it is not valid; callers `poison` these.
   """
   if phase is None and (aligned or starts is present is None):
     return _static_grid(batch, length, tile, period, starts, present)
@@ -68,7 +136,7 @@ def token_grid(
     starts = jnp.zeros((batch, length), bool)
     tiles = -(-(length + tile - 1) // tile)
   else:
-    tiles = min(length, 2 * (-(-length // tile)) + 8)
+    tiles = room(length, tile)
   if phase is None:
     phase = jnp.zeros((batch,), jnp.int32)
   if length == 1:  # one step of decoding: a tile of one token

@@ -300,11 +300,12 @@ def layer(
     interpret: as in `kernels.dgd.api.dgd_recurrence`.
 
   Returns:
-    Outputs [B, T, H, K] (zero at padding; NaN in rows with more documents than
-    the grid has tiles for, see `levels.token_grid`), the state after the last
-    token, and diagnostics: 'max_write' (largest eta |k|^2), 'least_eigenvalue'
-    (least alpha - eta |k|^2 of the decay of the main memory), 'mean_eta',
-    'mean_alpha', 'state_norm' (largest Frobenius norm of a written matrix).
+    Outputs [B, T, H, K] (zero at padding; NaN in rows that do not lie on the
+    grid, see `levels.REASONS`), the state after the last token, and
+    diagnostics: 'max_write' (largest eta |k|^2), 'least_eigenvalue' (least
+    alpha - eta |k|^2 of the decay of the main memory), 'mean_eta',
+    'mean_alpha', 'state_norm' (largest Frobenius norm of a written matrix), and
+    where documents start, how many rows do not lie on the grid.
   """
   batch, length = x.q.shape[:2]
   tile, period = sorted((options.chunk, options.projection_chunk))
@@ -343,8 +344,10 @@ def layer(
   )
   state = _to_state(carry, grid.phase, layout)
   o = levels.from_tiles(o, grid, length)
-  o = jnp.where(grid.overflow[:, None, None, None], jnp.nan, o)
-  return o, state, _diagnostics(stats, state.memories, grid, x.q.shape[2])
+  reason = levels.reason_of(grid, starts)
+  o, poisoned = levels.poison(o, grid.overflow, reason)
+  diagnostics = _diagnostics(stats, state.memories, grid, x.q.shape[2])
+  return o, state, diagnostics | poisoned
 
 
 def _diagnostics(

@@ -260,7 +260,7 @@ def layer(
     starts: Array | None = None,
     present: Array | None = None,
     precision: Precision = 'float32',
-) -> tuple[Array, TttState]:
+) -> tuple[Array, TttState, dict[str, Array]]:
   """Reads and writes a sequence.
 
   Args:
@@ -277,8 +277,8 @@ def layer(
     precision: of the products.
 
   Returns:
-    Outputs [B, T, H, V] (zero at padding; NaN in rows with more documents than
-    the grid has tiles for, see `levels.token_grid`), and the state.
+    Outputs [B, T, H, V] (zero at padding; NaN in rows that do not lie on the
+    grid, see `levels.REASONS`), the state, and the number of such rows.
   """
   batch, length = tokens.q.shape[:2]
   grid = levels.token_grid(
@@ -322,5 +322,6 @@ def layer(
       body, (state.weights, state.momentum, state.frozen), xs, grid
   )
   o = levels.from_tiles(o, grid, length)
-  o = jnp.where(grid.overflow[:, None, None, None], jnp.nan, o)
-  return o, TttState(weights, momentum, copy, grid.phase)
+  reason = levels.reason_of(grid, starts)
+  o, poisoned = levels.poison(o, grid.overflow, reason)
+  return o, TttState(weights, momentum, copy, grid.phase), poisoned

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hope_jax import sharding
-from hope_jax.config import Config, ConfigError, StudyConfig
+from hope_jax.config import Config, ConfigError, StudyConfig, architectures
 from hope_jax.data import images as images_lib
 from hope_jax.data import pipeline
 from hope_jax.evals import text
@@ -120,15 +120,18 @@ def _images(column: str, config: Config, study: StudyConfig) -> Problem:
 def _text(config: Config) -> Problem:
   model = language_model(config.model)
   blank = jnp.zeros((1, config.data.sequence_length), jnp.int32)
+  tile = architectures.chunk_of(config.model)
 
   @functools.cache
   def batches(seed):
     data = dataclasses.replace(config.data, seed=seed)
-    stream = pipeline.train_batches(data)
+    stream = pipeline.train_batches(data, tile=tile)
     return list(itertools.islice(stream, config.train.steps))
 
   heldout = list(
-      pipeline.heldout_batches(config.data, config.train.eval_batches)
+      pipeline.heldout_batches(
+          config.data, config.train.eval_batches, tile=tile
+      )
   )
 
   def evaluate(params):

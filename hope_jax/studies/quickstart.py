@@ -147,10 +147,13 @@ def _baselines(config: Config) -> dict[str, float]:
 
 
 def _evaluate(config: Config, params: PyTree) -> dict[str, float]:
+  batches = pipeline.heldout_batches(
+      config.data, tile=architectures.chunk_of(config.model)
+  )
   return text.evaluate(
       models.language_model(config.model),
       params,
-      _for_seconds(pipeline.heldout_batches(config.data), _EVALUATION_SECONDS),
+      _for_seconds(batches, _EVALUATION_SECONDS),
   )
 
 

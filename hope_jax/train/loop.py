@@ -19,6 +19,8 @@ import tqdm
 
 from hope_jax import sharding
 from hope_jax.config import Config, ConfigError
+from hope_jax.models.packing import require_room_for
+from hope_jax.nested import levels
 from hope_jax.optim import frequency
 from hope_jax.train import checkpoint as checkpoint_lib
 from hope_jax.train import failures, losses, setup
@@ -131,7 +133,9 @@ def train(
     stack.callback(report.bar.close)
     stopped, pending = 'done', None
     for step in range(int(state.step) + 1, every.steps + 1):
-      batch = sharding.put_batch(_next(batches, step))
+      batch = _next(batches, step)
+      require_room_for(model, batch)
+      batch = sharding.put_batch(batch)
       state, metrics = run.step(state, batch)
       # Wait for the step before this one: the device always has one step ahead
       # of it, and neither the bar nor Ctrl-C runs far ahead of the device.
@@ -174,8 +178,10 @@ def _next(batches: Batches, step: int) -> dict[str, Any]:
 def _require_finite(metrics: dict[str, Any], step: int) -> None:
   loss = float(metrics['loss'])
   if not math.isfinite(loss):
+    reason = levels.reason_for_nan(metrics)
     raise FloatingPointError(
-        f'loss is {loss} at step {step}; checkpoints of earlier steps are kept'
+        f'loss is {loss} at step {step}{": " if reason else ""}{reason};'
+        ' checkpoints of earlier steps are kept'
     )
 
 

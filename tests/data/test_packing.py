@@ -171,3 +171,73 @@ def test_padding_stays_padding():
   np.testing.assert_array_equal(
       mixed['segment_ids'], [[1, 1, 1, 0, 0, 0, 0, 0] * 2]
   )
+
+
+def _tiles(row, tile):
+  """Tiles of a grid that restarts with each segment of a row, by hand."""
+  sizes = np.bincount(row['segment_ids'])[1:]
+  return sum(-(-int(size) // tile) for size in sizes)
+
+
+@pytest.mark.parametrize('tile', [1, 4, 16, 64])
+@pytest.mark.parametrize('align', [1, 16])
+def test_rows_have_room_on_the_grid(tile, align):
+  """A failure means that short documents end a run with a loss of NaN.
+
+  400 documents of about 6 tokens take a tile each, however long a tile is.
+  """
+  rng = np.random.default_rng(5)
+  sizes = [*rng.integers(1, 12, 400), 300, *rng.integers(1, 12, 50), 7, 129]
+  documents = [
+      (np.arange(n, dtype=np.int32) + 1, np.ones(n, np.int32)) for n in sizes
+  ]
+  options = dict(length=256, align=align, bos=BOS, tile=tile)
+  packed = list(packing.pack(documents, **options))
+  room = min(256, 2 * -(-256 // tile) + 8)
+  most = max(_tiles(p.row, tile) for p in packed)
+  assert most <= room
+  if tile == 64 or tile == 16 and align == 1:
+    assert most == room  # Rows are as full as they may be.
+  text = np.concatenate([p.row['targets'][p.row['mask'] > 0] for p in packed])
+  np.testing.assert_array_equal(text, np.concatenate([d for d, _ in documents]))
+  plain = list(packing.pack(documents, **options | {'tile': 1}))
+  if tile == 1 or tile == 4 and align == 16:
+    for one, other in zip(packed, plain, strict=True):
+      for key in KEYS:
+        np.testing.assert_array_equal(one.row[key], other.row[key])
+
+
+@pytest.mark.parametrize('tile', [1, 16])
+def test_pieces_pack_as_whole_documents(tile):
+  """A failure means that a long document is another one for being cut."""
+  rng = np.random.default_rng(6)
+  documents = _documents(7)
+  cut = []
+  for ids, num_bytes in documents:
+    edges = np.unique(np.r_[0, rng.integers(0, len(ids) + 1, 4), len(ids)])
+    cut += [
+        (ids[a:b], num_bytes[a:b], b == len(ids))
+        for a, b in zip(edges, edges[1:])
+    ]
+  options = dict(length=32, align=8, bos=BOS, tile=tile)
+  whole = [p.row for p in packing.pack(documents, **options)]
+  pieces, places, read = [], [], 0
+
+  def stream():
+    nonlocal read
+    for piece in cut:
+      read += 1
+      yield piece
+
+  for row, offset in packing.pack(stream(), **options):
+    pieces.append(row)
+    places.append((read - (offset > 0), offset))
+  for one, other in zip(whole, pieces, strict=True):
+    for key in KEYS:
+      np.testing.assert_array_equal(one[key], other[key])
+  # Goes on from any row, by the piece that it ends in.
+  for index, (piece, offset) in enumerate(places):
+    rest = packing.pack(cut[piece:], offset=offset, **options)
+    for got, want in zip(rest, whole[index + 1 :], strict=True):
+      for key in KEYS:
+        np.testing.assert_array_equal(got.row[key], want[key])

@@ -1,5 +1,7 @@
 """Batches: what is in them, and that a run can be stopped and gone on with."""
 
+import hashlib
+import itertools
 import json
 import pathlib
 
@@ -302,3 +304,35 @@ def test_sources_keep_to_their_interface(tmp_path):
   assert len(sources.split(train, 0.5)[0]) + len(
       sources.split(train, 0.5)[1]
   ) == len(train)
+
+
+def _hash(batches, count):
+  digest = hashlib.sha256()
+  for batch in itertools.islice(batches, count):
+    for key in sorted(batch):
+      digest.update(batch[key].astype('<i4').tobytes())
+  return digest.hexdigest()[:16]
+
+
+@pytest.mark.parametrize('fields,train,heldout', [
+    ({}, 'b4c2dc3e978bb107', '78121f7c7ff8f329'),
+    ({'interleave': 4, 'seed': 3}, 'ade183678a208a73', '78121f7c7ff8f329'),
+    ({'align': 1, 'path': 'one'}, 'f04fc982552c65b0', '68a76d5a2bf72a74'),
+])
+def test_batches_of_a_seed_stay(tmp_path, monkeypatch, fields, train, heldout):
+  """A failure means that the committed results are of other batches.
+
+  The hashes are of the code that results/ were made with. Documents of up to
+  400 KB, longer than a piece; and a single one.
+  """
+  monkeypatch.setattr(pipeline, '_WINDOW_TOKENS', 2**15)
+  for i in range(20):
+    size = [317, 400_000, 12, 40_001][i % 4] + i
+    text = bytes((j * j + i) % 251 for j in range(size % 5000))
+    (tmp_path / f'{i}.txt').write_bytes((text * (size // len(text) + 1))[:size])
+  (tmp_path / 'one').write_bytes(bytes(range(256)) * 3000)
+  path = str(tmp_path / fields.get('path', '*.txt'))
+  fields = {'sequence_length': 1024, 'align': 16, **fields, 'path': path}
+  config = DataConfig(source='files', batch_size=4, **fields)
+  assert _hash(data.train_batches(config), 60) == train
+  assert _hash(data.heldout_batches(config), 60) == heldout

@@ -159,7 +159,7 @@ def test_half_a_character_is_bytes(bpe_path):
 
 @pytest.fixture(scope='module')
 def llama_path(tmp_path_factory):
-  """A vocabulary as Llama 2 has it: blanks as '▁', and a token for each byte."""
+  """A vocabulary as of Llama 2: blanks as '▁', and a token for each byte."""
   words = ['<unk>', '<s>', '</s>', *(f'<0x{i:02X}>' for i in range(256))]
   words += ['▁', 'a', 'b', '▁a', '<', '/', 's', '>', '/s']
   tokenizer = tokenizers.Tokenizer(
