@@ -13,12 +13,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from hope_jax import run, sharding
+from hope_jax import console, interrupts, run, sharding
 from hope_jax.config import ConfigError
 from hope_jax.config.study import StudyConfig
-
-# Exit codes of a run that a signal stopped, as shells count them.
-_EXIT_CODES = {'SIGINT': 130, 'SIGTERM': 143}
 
 
 class Arguments(NamedTuple):
@@ -62,17 +59,16 @@ def _load(args: Arguments) -> run.Config:
 def _stopped(why: str, args: Arguments) -> int:
   """Tells how to go on with a run that is not done; returns the exit code."""
   if why != 'done':
-    print(f'stopped ({why}) and saved; to go on:\n  {again(args.line)}',
-          file=sys.stderr)
-  return _EXIT_CODES.get(why, 0)
+    console.say(f'stopped ({why}) and saved; to go on:\n  {again(args.line)}')
+  return interrupts.exit_code(why) if why.startswith('SIG') else 0
 
 
 def train(args: Arguments) -> int:
   """Trains, and says where everything is."""
   config = _load(args)
   result = run.train(config, checkpoint_step=args.flags.checkpoint_step)
-  print(f'step {int(result.state.step)} of {config.train.steps}; everything is'
-        f' in {config.workdir}', file=sys.stderr)
+  console.say(f'step {int(result.state.step)} of {config.train.steps};'
+              f' everything is in {config.workdir}')
   return _stopped(result.stopped, args)
 
 
@@ -91,7 +87,9 @@ def quickstart(args: Arguments) -> int:
 
 def evaluate(args: Arguments) -> int:
   """Prints held-out metrics as a line of JSON."""
-  print(json.dumps(run.evaluate(_load(args), args.flags.checkpoint_step)))
+  scores = run.evaluate(_load(args), args.flags.checkpoint_step)
+  if jax.process_index() == 0:
+    console.show(json.dumps(scores))
   return 0
 
 
@@ -104,7 +102,7 @@ def generate(args: Arguments) -> int:
     written = session.generate(
         flags.tokens, temperature=flags.temperature, seed=flags.seed
     )
-  print(flags.prompt + written)
+  console.show(flags.prompt + written)
   return 0
 
 

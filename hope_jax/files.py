@@ -1,9 +1,43 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and by one program at a time."""
 
 from collections.abc import Iterator
 import contextlib
+import errno
+import fcntl
 import os
+import shutil
+import socket
 from typing import IO, Any
+
+# What is being written just now.
+_UNFINISHED: set[str] = set()
+
+
+@contextlib.contextmanager
+def unfinished(path: str) -> Iterator[None]:
+  """Removes a file or folder unless the block that writes it ends well."""
+  _UNFINISHED.add(path)
+  try:
+    yield
+  except BaseException:
+    _remove(path)
+    raise
+  finally:
+    _UNFINISHED.discard(path)
+
+
+def remove_unfinished() -> None:
+  """Removes all that is being written, for a program that stops at once."""
+  for path in tuple(_UNFINISHED):
+    _remove(path)
+
+
+def _remove(path: str) -> None:
+  if os.path.isdir(path) and not os.path.islink(path):
+    shutil.rmtree(path, ignore_errors=True)
+  else:
+    with contextlib.suppress(OSError):
+      os.remove(path)
 
 
 @contextlib.contextmanager
@@ -22,13 +56,53 @@ def replacing(path: str, mode: str = 'w') -> Iterator[IO[Any]]:
     OSError: it cannot be written.
   """
   new = path + '.new'
-  try:
-    with open(new, mode, encoding=None if 'b' in mode else 'utf-8') as file:
+  encoding = None if 'b' in mode else 'utf-8'
+  with unfinished(new):
+    with open(new, mode, encoding=encoding) as file:
       yield file
       file.flush()
       os.fsync(file.fileno())
     os.replace(new, path)
-  except BaseException:
-    with contextlib.suppress(OSError):
-      os.remove(new)
-    raise
+
+
+class LockedError(Exception):
+  """Another program holds a lock; the message says which, as far as known."""
+
+
+class Lock:
+  """One writer of a folder: a lock that ends with the program that holds it."""
+
+  def __init__(self, path: str):
+    """Takes the lock.
+
+    Args:
+      path: a file in the folder, made where it is missing; it stays.
+
+    Raises:
+      LockedError: another program has it.
+      OSError: it cannot be written.
+    """
+    self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+      fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      holder = os.read(self._file, 200).decode('utf-8', 'replace').strip()
+      os.close(self._file)
+      if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+        raise LockedError(holder or 'another program') from None
+      if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+        self._file = -1  # A file system without locks: nobody is kept out.
+        return
+      raise
+    who = f'pid {os.getpid()} on {socket.gethostname()}\n'
+    with contextlib.suppress(OSError):  # A full disk: it is held all the same.
+      os.ftruncate(self._file, 0)
+      os.write(self._file, who.encode())
+
+  def release(self) -> None:
+    """Lets the next one in."""
+    if self._file >= 0:
+      with contextlib.suppress(OSError):
+        os.ftruncate(self._file, 0)
+      os.close(self._file)
+      self._file = -1

@@ -20,15 +20,23 @@ eval and generate take the configuration from the workdir; they too accept
 --config.x=y, such as another text to evaluate on.
 """
 
+if __name__ == '__main__':
+  # Before anything that takes time, or opens a file.
+  from hope_jax import console, interrupts
+
+  console.open_closed()
+  interrupts.stop_at_once()
+
 from collections.abc import Sequence
 import importlib
-import os
+import signal
 import sys
 import textwrap
 from typing import Any, NamedTuple
 
 from absl import flags, logging
 
+from hope_jax import console
 from hope_jax.config import ConfigError, experiment, fields
 from hope_jax.config.build import nearest
 
@@ -169,13 +177,6 @@ def _help(args: Sequence[str]) -> str:
   return '\n\n'.join([*parts, _wrapped(every, '', '  '), fields.as_text(kind)])
 
 
-def _show(text: str) -> None:
-  try:
-    print(text, flush=True)
-  except BrokenPipeError:  # `--help | head`: nobody reads on.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def _parse(args: Sequence[str]) -> tuple[str, Any, list[tuple[str, str]]]:
   """Returns the command, the values of the flags, and the changed fields."""
   rest, overrides = experiment.split(args)
@@ -210,8 +211,8 @@ def _run(args: Sequence[str]) -> int:
   try:
     return _resolve(COMMANDS[command].function)(arguments)
   except KeyboardInterrupt:
-    print(f'stopped without saving; to go on from the last checkpoint:\n'
-          f'  {commands.again(args)}', file=sys.stderr)
+    console.say('stopped without saving; to go on from the last checkpoint:\n'
+                f'  {commands.again(args)}')
     return 130
 
 
@@ -222,24 +223,31 @@ def main(args: Sequence[str]) -> int:
     args: the command line, without the program.
 
   Returns:
-    The exit code: 0 done, or stopped by train.max_seconds; 1 the loss is not
-    finite; 2 something the user can put right, said in one line on stderr; 130
-    or 143 stopped by Ctrl-C or SIGTERM, after saving.
+    The exit code: 0 done, or stopped by train.max_seconds; 1 the numbers are
+    not finite; 2 something the user can put right, said in one line on stderr;
+    129, 130 or 143 stopped by SIGHUP, Ctrl-C or SIGTERM, after saving; 141
+    nobody reads the output any more.
   """
   # Storage libraries report what is handled here, in many lines.
   logging.set_verbosity(logging.ERROR)
   helping = ('-h', '--help', '--helpfull', '--help_config')
   try:
     if not args or any(arg.partition('=')[0] in helping for arg in args):
-      _show(_help(args))
+      console.show(_help(args))
       return 0
     return _run(args)
   except (ConfigError, flags.Error) as error:
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-    return 2
+    fault, code = str(error), 2
   except FloatingPointError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 1
+    fault, code = str(error), 1
+  except BrokenPipeError:  # `--help | head`: nobody reads on.
+    return 128 + signal.SIGPIPE
+  except Exception as error:
+    fault, code = _resolve('hope_jax.train.failures:of_machine')(error), 2
+    if not fault:
+      raise
+  console.say(f'error: {" ".join(fault.split())}')
+  return code
 
 
 if __name__ == '__main__':

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 from hope_jax.config import architectures
 from hope_jax.config.build import build, positive, require, within
@@ -42,6 +42,11 @@ class TrainConfig:
   # Stop (and save) after this many seconds; 0: no limit. A safety net: the
   # learning rate's schedule is that of `steps` either way.
   max_seconds: float = 0.0
+  # A step whose loss, gradient or update is not finite: stop the run, whose
+  # checkpoints are all of before; or skip the step, which then changes neither
+  # the parameters nor the optimizer's state, and count it (split 'skipped' of
+  # metrics.jsonl). A run whose every step is skipped learns nothing.
+  not_finite: Literal['stop', 'skip'] = 'stop'
 
   def __post_init__(self):
     positive(
