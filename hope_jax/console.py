@@ -39,6 +39,11 @@ class _Quiet(io.TextIOBase):
     except (AttributeError, ValueError):
       return False
 
+  @property
+  def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+    """What a terminal can show: a bar of blocks, or of signs of ASCII."""
+    return getattr(sys.stderr, 'encoding', None) or 'ascii'
+
   def fileno(self) -> int:
     """Returns the file descriptor, for the width of the terminal."""
     return sys.stderr.fileno()

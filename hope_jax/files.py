@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 import socket
+import time
 from typing import IO, Any
 
 # What is being written just now.
@@ -20,7 +21,7 @@ def unfinished(path: str) -> Iterator[None]:
   try:
     yield
   except BaseException:
-    _remove(path)
+    remove_while_written(path)
     raise
   finally:
     _UNFINISHED.discard(path)
@@ -29,15 +30,22 @@ def unfinished(path: str) -> Iterator[None]:
 def remove_unfinished() -> None:
   """Removes all that is being written, for a program that stops at once."""
   for path in tuple(_UNFINISHED):
-    _remove(path)
+    remove_while_written(path)
 
 
-def _remove(path: str) -> None:
-  if os.path.isdir(path) and not os.path.islink(path):
-    shutil.rmtree(path, ignore_errors=True)
-  else:
+def remove_while_written(path: str) -> None:
+  """Removes a file; or a folder, until no thread adds to it any more."""
+  if not os.path.isdir(path):
     with contextlib.suppress(OSError):
       os.remove(path)
+    return
+  gone = 0
+  for _ in range(100):
+    gone = 0 if os.path.isdir(path) else gone + 1
+    if gone == 3:
+      return
+    shutil.rmtree(path, ignore_errors=True)
+    time.sleep(0.02)
 
 
 @contextlib.contextmanager

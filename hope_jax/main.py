@@ -7,8 +7,9 @@
   python -m hope_jax.main study --config=experiments/mqar.py:tiny
 
 An experiment file has a function `get_config()` that returns what it changes of
-the defaults. It is Python, and it is run: use only files that you trust. The
-name of one that comes with hope_jax will do as well: --config=tiny.
+the defaults. It is Python, and it is run, and so is a study's language,
+--config.language=FILE.py:NAME: use only files that you trust. The name of an
+experiment that comes with hope_jax will do as well: --config=tiny.
 Any field can be changed on the command line, after the file, whether the file
 mentions it or not:
 
@@ -20,23 +21,25 @@ eval and generate take the configuration from the workdir; they too accept
 --config.x=y, such as another text to evaluate on.
 """
 
-if __name__ == '__main__':
-  # Before anything that takes time, or opens a file.
-  from hope_jax import console, interrupts
+import os
+import signal
 
-  console.open_closed()
+if __name__ == '__main__':
+  # Before anything that takes time; in silence, until there is more of us.
+  signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+  from hope_jax import interrupts
+
   interrupts.stop_at_once()
 
 from collections.abc import Sequence
 import importlib
-import signal
 import sys
 import textwrap
 from typing import Any, NamedTuple
 
 from absl import flags, logging
 
-from hope_jax import console
+from hope_jax import console, interrupts
 from hope_jax.config import ConfigError, experiment, fields
 from hope_jax.config.build import nearest
 
@@ -58,7 +61,9 @@ _STUDY = Command(
     ('config', 'workdir', 'render'),
     'Trains what is missing of a table of small runs (rows x columns x seeds),'
     ' a file of results each, and renders the table and the figures. The same'
-    ' command again goes on where it stopped.',
+    ' command again goes on where it stopped. The experiment file, and the file'
+    ' of --config.language, are Python and are run: use only files that you'
+    ' trust.',
     'hope_jax.config.study:StudyConfig',
 )
 COMMANDS = {
@@ -68,7 +73,8 @@ COMMANDS = {
         'Trains the model of an experiment file. Everything is written to'
         ' --workdir (default: runs/NAME for experiments/NAME.py): config.json,'
         ' checkpoints/, metrics.jsonl and tensorboard/. The same command again'
-        ' goes on where it stopped, bit for bit; Ctrl-C saves first.',
+        ' goes on where it stopped, bit for bit; Ctrl-C, SIGTERM and a terminal'
+        ' that hangs up save first. One program at a time writes to a workdir.',
     ),
     'eval': Command(
         'hope_jax.commands:evaluate',
@@ -205,6 +211,9 @@ def _parse(args: Sequence[str]) -> tuple[str, Any, list[tuple[str, str]]]:
 
 def _run(args: Sequence[str]) -> int:
   command, values, overrides = _parse(args)
+  fault = _resolve('hope_jax.train.failures:lack_of_memory')()
+  if fault:
+    raise ConfigError(fault)
   commands = importlib.import_module('hope_jax.commands')
   _resolve('hope_jax.train.failures:hide_abandoned_work')()
   arguments = commands.Arguments(values, overrides, args)
@@ -228,6 +237,9 @@ def main(args: Sequence[str]) -> int:
     129, 130 or 143 stopped by SIGHUP, Ctrl-C or SIGTERM, after saving; 141
     nobody reads the output any more.
   """
+  if list(args) == sys.argv[1:]:  # The process is this command, and no more.
+    console.open_closed()
+    interrupts.stop_at_once()
   # Storage libraries report what is handled here, in many lines.
   logging.set_verbosity(logging.ERROR)
   helping = ('-h', '--help', '--helpfull', '--help_config')

@@ -8,7 +8,7 @@ What the command line does, for a notebook or another program:
   result = hope_jax.train(config)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import os
 from typing import Any
@@ -25,6 +25,7 @@ from hope_jax.config import (
   architectures,
   experiment,
 )
+from hope_jax.config.build import folder
 from hope_jax.data import pipeline
 from hope_jax.data import tokenizer as tokenizer_lib
 from hope_jax.evals import text
@@ -57,6 +58,8 @@ def load(
   Raises:
     ConfigError: neither is given, or something in them is wrong.
   """
+  if workdir:
+    workdir = folder(workdir, '--workdir')
   if path:
     values = _of_file(experiment.load(path), dict(overrides))
     given = values
@@ -124,22 +127,11 @@ def train(
     ConfigError, FloatingPointError: as `train.loop.train`.
   """
   model = factory.language_model(config.model)
-  processes = {
-      'process_index': jax.process_index(),
-      'process_count': jax.process_count(),
-  }
-
-  def heldout_metrics(params: PyTree) -> dict[str, float]:
-    batches = pipeline.heldout_batches(
-        config.data, config.train.eval_batches, **processes
-    )
-    return text.evaluate(model, params, batches)
-
   return loop.train(
       model,
-      pipeline.train_batches(config.data, **processes),
+      pipeline.train_batches(config.data, **_processes()),
       config,
-      evaluate=heldout_metrics,
+      evaluate=lambda params: text.evaluate(model, params, _heldout(config)),
       checkpoint_step=checkpoint_step,
       progress=progress,
   )
@@ -175,9 +167,22 @@ def evaluate(
 ) -> dict[str, float]:
   """Returns loss, bits per byte and their like of held-out text."""
   model, params = restore(config, checkpoint_step)
-  batches = pipeline.heldout_batches(config.data, config.train.eval_batches)
   with jax.set_mesh(sharding.make_mesh(config.mesh)):
-    return text.evaluate(model, params, batches)
+    return text.evaluate(model, params, _heldout(config))
+
+
+def _heldout(config: Config) -> Iterator[pipeline.Batch]:
+  """Returns this process's rows of the held-out batches."""
+  return pipeline.heldout_batches(
+      config.data, config.train.eval_batches, **_processes()
+  )
+
+
+def _processes() -> dict[str, int]:
+  return {
+      'process_index': jax.process_index(),
+      'process_count': jax.process_count(),
+  }
 
 
 def session(config: Config, checkpoint_step: int | None = None) -> Session:

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from typing import Literal
 
-from hope_jax.config.build import positive, require
+from hope_jax.config.build import folder, positive, require
 from hope_jax.config.train import Config
 
 
@@ -93,7 +93,9 @@ class StudyConfig:
   # What else the task's examples are made by, such as fill of mqar and spread
   # of mad; hope_jax/tasks/ has them.
   options: dict = dataclasses.field(default_factory=dict)
-  # Formal languages from elsewhere; they take the place of the columns.
+  # Formal languages from elsewhere; they take the place of the columns. A
+  # language is FILE.py:NAME: the file is Python, and it is run, as the
+  # experiment file is: use only files that you trust.
   data_dir: str = ''
   language: str = ''
   # The images that optimizers are compared on, and the model that reads them.
@@ -101,6 +103,7 @@ class StudyConfig:
   vit: VitConfig = VitConfig()
 
   def __post_init__(self):
+    object.__setattr__(self, 'results', folder(self.results, 'results'))
     require(
         bool(self.rows) and all('name' in row for row in self.rows),
         f"StudyConfig.rows need a 'name' each; got {self.rows}",

@@ -6,7 +6,7 @@ import math
 from typing import Any, Literal
 
 from hope_jax.config import architectures
-from hope_jax.config.build import build, positive, require, within
+from hope_jax.config.build import build, folder, positive, require, within
 from hope_jax.config.data import DataConfig
 from hope_jax.config.model import ModelConfig
 from hope_jax.config.optimizer import OptimizerConfig
@@ -66,10 +66,13 @@ class Config:
   optimizer: OptimizerConfig = OptimizerConfig()
   mesh: MeshConfig = MeshConfig()
   train: TrainConfig = TrainConfig()
-  # Where checkpoints, metrics and reports go.
+  # Where checkpoints, metrics and reports go: a folder of a mounted file
+  # system. One program at a time writes to it.
   workdir: str = ''
 
   def __post_init__(self):
+    # Frozen for everyone else.
+    object.__setattr__(self, 'workdir', folder(self.workdir, 'workdir'))
     titans = self.model.titans
     shortest = min(titans.chunk, titans.projection_chunk)
     require(

@@ -18,7 +18,6 @@ import json
 import os
 import re
 import shutil
-import time
 from typing import Any
 
 import jax
@@ -208,9 +207,9 @@ class Checkpoints:
     about = record_lib.make(self._config, step, data_state, {
         'params': _sums(state.params), 'rest': _sums(rest),
     })
-    unfinished_path = f'{self._path}/{step}{_UNFINISHED}'
+    path = f'{self._path}/{step}{_UNFINISHED}'
     try:
-      with failures.logged_once(), unfinished(unfinished_path):
+      with failures.logged_once(), unfinished(path):
         self._manager().save(
             step,
             args=ocp.args.Composite(
@@ -220,7 +219,6 @@ class Checkpoints:
             ),
         )
     except Exception as error:  # Orbax and TensorStore raise many kinds.
-      _remove_while_written(unfinished_path)
       kept = ', '.join(map(str, self.steps())) or 'none'
       raise ConfigError(
           f'checkpoint of step {step} could not be written to'
@@ -349,16 +347,6 @@ class Checkpoints:
 
 def _sums(tree: PyTree) -> list[int]:
   return [int(c) for c in _checksums(tree)]
-
-
-def _remove_while_written(path: str) -> None:
-  # Orbax writes several parts at once: while one of them fails, others may
-  # still be adding files to what is removed here.
-  for _ in range(50):
-    if not os.path.isdir(path):
-      return
-    shutil.rmtree(path, ignore_errors=True)
-    time.sleep(0.1)
 
 
 def _rest(state: TrainState) -> dict[str, PyTree]:
