@@ -74,10 +74,10 @@ def require_same(
   Raises:
     ConfigError: another field differs.
   """
-  there = load_config(config.workdir)
+  there, here = map(config_lib.to_dict, (load_config(config.workdir), config))
   differing = [
       f'{field} is {a} there and {b} here'
-      for field, a, b in record_lib.differences(there, config)
+      for field, a, b in record_lib.differences(there, here)
       if not may_change(field)
   ]
   if differing:
@@ -326,17 +326,14 @@ class Checkpoints:
     """Refuses a config.json that is not what the checkpoint was made with."""
     path = os.path.join(self._workdir, _CONFIG)
     here = load_config(self._workdir) if os.path.exists(path) else self._config
-    try:
-      recorded = config_lib.from_dict(values)
-    except ConfigError as error:
-      raise ConfigError(
-          f'checkpoint {step} of {self._workdir!r} is of another version of'
-          f' hope_jax: {error}'
-      ) from error
+    differences = record_lib.differences(values, config_lib.to_dict(here))
+    # What only one of them has is of another version of this package, or an
+    # option of the optimizer.
     differing = [
         f'{field} is {a} in checkpoint {step} and {b} in {path}'
-        for field, a, b in record_lib.differences(recorded, here)
+        for field, a, b in differences
         if not _may_change(field)
+        and ('not given' not in (a, b) or field.startswith('optimizer.options'))
     ]
     if differing:
       raise ConfigError(

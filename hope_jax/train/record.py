@@ -5,7 +5,7 @@ process is in its data; and checksums, as a changed digit is a number like any
 other: going on from a wrong place in the data would look like any run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import hashlib
 import importlib.metadata
 import json
@@ -67,10 +67,15 @@ def require_whole(record: Record, step: int) -> None:
 
 
 def differences(
-    there: Config, here: Config
+    there: Mapping[str, Any], here: Mapping[str, Any]
 ) -> Iterator[tuple[str, str, str]]:
-  """Yields the fields that differ: dotted name, and both values for people."""
-  left, right = (dict(_flat(config_lib.to_dict(x))) for x in (there, here))
+  """Yields the fields that differ: dotted name, and both values for people.
+
+  Args:
+    there: a configuration as `config.to_dict` gives it.
+    here: another one.
+  """
+  left, right = dict(_flat(there)), dict(_flat(here))
   for field in right | left:
     a, b = _show(left, field), _show(right, field)
     if a != b:
@@ -86,9 +91,13 @@ def _flat(values: Any, path: str = '') -> Iterator[tuple[str, Any]]:
       yield where, value
 
 
-def _show(values: dict[str, Any], field: str) -> str:
+def _show(values: Mapping[str, Any], field: str) -> str:
   """A value for people, also of a field that only another run has."""
-  return repr(values[field]) if field in values else 'not given'
+  if field not in values:
+    return 'not given'
+  value = values[field]
+  # JSON has lists only.
+  return repr(tuple(value) if isinstance(value, list) else value)
 
 
 def _digest(record: Record) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from hope_jax.train import checkpoint, losses, loop, setup
+from hope_jax.train import checkpoint, loop, losses, setup
 from tests import standin
 
 MODEL = standin.Standin()

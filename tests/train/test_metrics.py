@@ -55,7 +55,7 @@ OTHERS = [
 
 
 def test_lines_that_are_no_records(tmp_path):
-  """If it fails, a line of another hand makes a run impossible to go on with."""
+  """If it fails, a line of another hand ends a run for good."""
   write(tmp_path, 0, 1)
   path = tmp_path / 'metrics.jsonl'
   good = path.read_bytes()

@@ -1,4 +1,4 @@
-"""A workdir: one writer, one configuration, and whatever else its user keeps."""
+"""A workdir: one writer, one configuration, and what else its user keeps."""
 
 import errno
 import json
@@ -198,11 +198,15 @@ def test_a_checkpoint_under_another_number(trained):
 
 
 @pytest.mark.parametrize(
-    ('field', 'value'),
-    [('model.rope_base', 777.0), ('model.heads', 2), ('data.holdout', 0.5),
-     ('train.seed', 3)],
+    ('field', 'value', 'said'),
+    [
+        ('model.rope_base', 777.0, '10000.0 in checkpoint 2 and 777.0 in'),
+        ('model.heads', 2, '4 in checkpoint 2 and 2 in'),
+        ('data.holdout', 0.5, '0.05 in checkpoint 2 and 0.5 in'),
+        ('train.seed', 3, '0 in checkpoint 2 and 3 in'),
+    ],
 )
-def test_a_config_that_was_edited(trained, monkeypatch, field, value):
+def test_a_config_that_was_edited(trained, monkeypatch, field, value, said):
   """If it fails, eval and generate give numbers of a model never trained."""
   monkeypatch.setattr(factory, 'language_model', standin.Standin)
   path = trained / 'config.json'
@@ -212,17 +216,33 @@ def test_a_config_that_was_edited(trained, monkeypatch, field, value):
   values[group][name] = value
   path.write_text(json.dumps(values))
   edited = config_lib.from_dict(values)
-  for ask in (lambda: run.restore(edited), lambda: loop.train(
-      MODEL, standin.Batches(), edited, progress=False)):
+  for ask in (
+      lambda: run.restore(edited),
+      lambda: loop.train(MODEL, standin.Batches(), edited, progress=False),
+  ):
     with pytest.raises(ConfigError) as error:
       ask()
-    line = one_line(error)
-    assert f'{field} is {old!r} in checkpoint 2 and {value!r} in' in line
-    assert 'damaged' not in line
+    assert f'{field} is {said}' in one_line(error)
+    assert 'damaged' not in one_line(error)
   # What may change within a run may change there.
   values[group][name] = old
   path.write_text(json.dumps(values | {'mesh': {'data': 1, 'fsdp': 1}}))
   run.restore(checkpoint.load_config(str(trained)))
+
+
+def test_versions_know_other_fields(tmp_path):
+  """If it fails, no run outlives a release; or an option's change is missed."""
+  config = standin.make_config(
+      workdir=tmp_path, optimizer={'name': 'm3', 'options': {'period': 2}}
+  )
+  recorded = config_lib.to_dict(config)
+  checkpoints = checkpoint.Checkpoints(config)
+  del recorded['model']['rope_base']
+  recorded['model']['of_old'] = 1
+  checkpoints._require_recorded(json.loads(json.dumps(recorded)), 2)
+  recorded['optimizer']['options'] = {}
+  with pytest.raises(ConfigError, match='options.period is not given in'):
+    checkpoints._require_recorded(recorded, 2)
 
 
 def test_lines_that_are_no_records_are_told_once(trained, capsys):
