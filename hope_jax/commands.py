@@ -14,13 +14,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from hope_jax import run, sharding
+from hope_jax import console, interrupts, run, sharding
 from hope_jax.config import ConfigError
 from hope_jax.config.study import StudyConfig
 from hope_jax.infer import generate as sampling
-
-# Exit codes of a run that a signal stopped, as shells count them.
-_EXIT_CODES = {'SIGINT': 130, 'SIGTERM': 143}
 
 
 class Arguments(NamedTuple):
@@ -64,17 +61,16 @@ def _load(args: Arguments) -> run.Config:
 def _stopped(why: str, args: Arguments) -> int:
   """Tells how to go on with a run that is not done; returns the exit code."""
   if why != 'done':
-    print(f'stopped ({why}) and saved; to go on:\n  {again(args.line)}',
-          file=sys.stderr)
-  return _EXIT_CODES.get(why, 0)
+    console.say(f'stopped ({why}) and saved; to go on:\n  {again(args.line)}')
+  return interrupts.exit_code(why) if why.startswith('SIG') else 0
 
 
 def train(args: Arguments) -> int:
   """Trains, and says where everything is."""
   config = _load(args)
   result = run.train(config, checkpoint_step=args.flags.checkpoint_step)
-  print(f'step {int(result.state.step)} of {config.train.steps}; everything is'
-        f' in {config.workdir}', file=sys.stderr)
+  console.say(f'step {int(result.state.step)} of {config.train.steps};'
+              f' everything is in {config.workdir}')
   return _stopped(result.stopped, args)
 
 
@@ -93,7 +89,9 @@ def quickstart(args: Arguments) -> int:
 
 def evaluate(args: Arguments) -> int:
   """Prints held-out metrics as a line of JSON."""
-  print(json.dumps(run.evaluate(_load(args), args.flags.checkpoint_step)))
+  scores = run.evaluate(_load(args), args.flags.checkpoint_step)
+  if jax.process_index() == 0:
+    console.show(json.dumps(scores))
   return 0
 
 
@@ -107,7 +105,7 @@ def generate(args: Arguments) -> int:
   with jax.set_mesh(sharding.make_mesh(config.mesh)):
     session = run.session(config, flags.checkpoint_step)
     session.feed(prompt)
-    _write(prompt)
+    console.write(prompt)
     begun = session.unfinished  # A character, which the prompt has shown.
     for start in range(0, flags.tokens, _AT_A_TIME):
       text = session.generate(
@@ -118,7 +116,7 @@ def generate(args: Arguments) -> int:
       if flags.stop_at_end and session.ended:
         break
     _write_on(session.flush(), begun)
-  _write(b'\n')
+  console.write(b'\n')
   return 0
 
 
@@ -132,23 +130,12 @@ def _write_on(text: str, begun: bytes) -> bytes:
   if begun and text:
     whole = written.startswith(begun)
     written = written[len(begun) :] if whole else text[1:].encode()
-  _write(written)
+  console.write(written)
   return b'' if text else begun
 
 
 # Tokens that are shown together.
 _AT_A_TIME = 32
-
-
-def _write(data: bytes) -> None:
-  """Writes bytes to stdout, where that takes them, and shows them."""
-  stream = getattr(sys.stdout, 'buffer', None)
-  if stream is None:  # A notebook's, or one that a program put there.
-    sys.stdout.write(data.decode('utf-8', 'replace'))
-  else:
-    sys.stdout.flush()
-    stream.write(data)
-  sys.stdout.flush()
 
 
 def study(args: Arguments) -> int:

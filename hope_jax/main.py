@@ -7,8 +7,9 @@
   python -m hope_jax.main study --config=experiments/mqar.py:tiny
 
 An experiment file has a function `get_config()` that returns what it changes of
-the defaults. It is Python, and it is run: use only files that you trust. The
-name of one that comes with hope_jax will do as well: --config=tiny.
+the defaults. It is Python, and it is run, and so is a study's language,
+--config.language=FILE.py:NAME: use only files that you trust. The name of an
+experiment that comes with hope_jax will do as well: --config=tiny.
 Any field can be changed on the command line, after the file, whether the file
 mentions it or not:
 
@@ -20,10 +21,19 @@ eval and generate take the configuration from the workdir; they too accept
 --config.x=y, such as another text to evaluate on.
 """
 
+import os
+import signal
+
+if __name__ == '__main__':
+  # Before anything that takes time; in silence, until there is more of us.
+  signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+  from hope_jax import interrupts
+
+  interrupts.stop_at_once()
+
 from collections.abc import Sequence
 import importlib
 import io
-import os
 import sys
 import textwrap
 from typing import Any, NamedTuple
@@ -31,6 +41,7 @@ import warnings
 
 from absl import flags, logging
 
+from hope_jax import console, interrupts
 from hope_jax.config import ConfigError, experiment, fields
 from hope_jax.config.build import nearest
 
@@ -52,7 +63,9 @@ _STUDY = Command(
     ('config', 'workdir', 'render'),
     'Trains what is missing of a table of small runs (rows x columns x seeds),'
     ' a file of results each, and renders the table and the figures. The same'
-    ' command again goes on where it stopped.',
+    ' command again goes on where it stopped. The experiment file, and the file'
+    ' of --config.language, are Python and are run: use only files that you'
+    ' trust.',
     'hope_jax.config.study:StudyConfig',
 )
 COMMANDS = {
@@ -62,7 +75,8 @@ COMMANDS = {
         'Trains the model of an experiment file. Everything is written to'
         ' --workdir (default: runs/NAME for experiments/NAME.py): config.json,'
         ' checkpoints/, metrics.jsonl and tensorboard/. The same command again'
-        ' goes on where it stopped, bit for bit; Ctrl-C saves first.',
+        ' goes on where it stopped, bit for bit; Ctrl-C, SIGTERM and a terminal'
+        ' that hangs up save first. One program at a time writes to a workdir.',
     ),
     'eval': Command(
         'hope_jax.commands:evaluate',
@@ -175,13 +189,6 @@ def _help(args: Sequence[str]) -> str:
   return '\n\n'.join([*parts, _wrapped(every, '', '  '), fields.as_text(kind)])
 
 
-def _show(text: str) -> None:
-  try:
-    print(text, flush=True)
-  except BrokenPipeError:  # `--help | head`: nobody reads on.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def _parse(args: Sequence[str]) -> tuple[str, Any, list[tuple[str, str]]]:
   """Returns the command, the values of the flags, and the changed fields."""
   rest, overrides = experiment.split(args)
@@ -210,14 +217,17 @@ def _parse(args: Sequence[str]) -> tuple[str, Any, list[tuple[str, str]]]:
 
 def _run(args: Sequence[str]) -> int:
   command, values, overrides = _parse(args)
+  fault = _resolve('hope_jax.train.failures:lack_of_memory')()
+  if fault:
+    raise ConfigError(fault)
   commands = importlib.import_module('hope_jax.commands')
   _resolve('hope_jax.train.failures:hide_abandoned_work')()
   arguments = commands.Arguments(values, overrides, args)
   try:
     return _resolve(COMMANDS[command].function)(arguments)
   except KeyboardInterrupt:
-    print(f'stopped without saving; to go on from the last checkpoint:\n'
-          f'  {commands.again(args)}', file=sys.stderr)
+    console.say('stopped without saving; to go on from the last checkpoint:\n'
+                f'  {commands.again(args)}')
     return 130
 
 
@@ -228,24 +238,34 @@ def main(args: Sequence[str]) -> int:
     args: the command line, without the program.
 
   Returns:
-    The exit code: 0 done, or stopped by train.max_seconds; 1 the loss is not
-    finite; 2 something the user can put right, said in one line on stderr; 130
-    or 143 stopped by Ctrl-C or SIGTERM, after saving.
+    The exit code: 0 done, or stopped by train.max_seconds; 1 the numbers are
+    not finite; 2 something the user can put right, said in one line on stderr;
+    129, 130 or 143 stopped by SIGHUP, Ctrl-C or SIGTERM, after saving; 141
+    nobody reads the output any more.
   """
+  if list(args) == sys.argv[1:]:  # The process is this command, and no more.
+    console.open_closed()
+    interrupts.stop_at_once()
   # Storage libraries report what is handled here, in many lines.
   logging.set_verbosity(logging.ERROR)
   helping = ('-h', '--help', '--helpfull', '--help_config')
   try:
     if not args or any(arg.partition('=')[0] in helping for arg in args):
-      _show(_help(args))
+      console.show(_help(args))
       return 0
     return _run(args)
   except (ConfigError, flags.Error) as error:
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-    return 2
+    fault, code = str(error), 2
   except FloatingPointError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 1
+    fault, code = str(error), 1
+  except BrokenPipeError:  # `--help | head`: nobody reads on.
+    return 128 + signal.SIGPIPE
+  except Exception as error:
+    fault, code = _resolve('hope_jax.train.failures:of_machine')(error), 2
+    if not fault:
+      raise
+  console.say(f'error: {" ".join(fault.split())}')
+  return code
 
 
 def _set_terminal() -> None:

@@ -25,6 +25,7 @@ from hope_jax.config import (
   architectures,
   experiment,
 )
+from hope_jax.config.build import folder
 from hope_jax.data import pipeline
 from hope_jax.data import tokenizer as tokenizer_lib
 from hope_jax.evals import text
@@ -57,6 +58,8 @@ def load(
   Raises:
     ConfigError: neither is given, or something in them is wrong.
   """
+  if workdir:
+    workdir = folder(workdir, '--workdir')
   if path:
     values = _of_file(experiment.load(path), dict(overrides))
     given = values
@@ -124,17 +127,13 @@ def train(
     ConfigError, FloatingPointError: as `train.loop.train`.
   """
   model = factory.language_model(config.model)
-  processes = {
-      'process_index': jax.process_index(),
-      'process_count': jax.process_count(),
-  }
   return loop.train(
       model,
       pipeline.train_batches(
-          config.data, tile=architectures.chunk_of(config.model), **processes
+          config.data, tile=architectures.chunk_of(config.model), **_processes()
       ),
       config,
-      evaluate=lambda params: _heldout(config, model, params, **processes),
+      evaluate=lambda params: _heldout(config, model, params),
       checkpoint_step=checkpoint_step,
       progress=progress,
   )
@@ -174,15 +173,13 @@ def evaluate(
     return _heldout(config, model, params)
 
 
-def _heldout(
-    config: Config, model: Any, params: PyTree, **processes: int
-) -> dict[str, float]:
+def _heldout(config: Config, model: Any, params: PyTree) -> dict[str, float]:
   """Scores on held-out text, and bits per byte of each source of a mixture."""
 
   def measure(source: str | None) -> dict[str, float]:
     batches = pipeline.heldout_batches(
         config.data, config.train.eval_batches, source=source,
-        tile=architectures.chunk_of(config.model), **processes,
+        tile=architectures.chunk_of(config.model), **_processes(),
     )
     return text.evaluate(model, params, batches)
 
@@ -190,6 +187,13 @@ def _heldout(
   for source, _, _ in config.data.parts() if config.data.mixture else ():
     scores[f'bits_per_byte/{source}'] = measure(source)['bits_per_byte']
   return scores
+
+
+def _processes() -> dict[str, int]:
+  return {
+      'process_index': jax.process_index(),
+      'process_count': jax.process_count(),
+  }
 
 
 def session(config: Config, checkpoint_step: int | None = None) -> Session:

@@ -24,7 +24,8 @@ LAYERS = (
     {'models', 'optim', 'data', 'tasks', 'sharding', 'distributed'},
     {'nested'},
     {'kernels'},
-    {'types', 'files'},
+    {'interrupts'},
+    {'types', 'files', 'console'},
 )
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
 
@@ -123,7 +124,7 @@ def _fault_inside(owner: str, inside: str, target: str, name: str) -> str:
     return '' if allowed else f'{owner} takes plain arguments, never a config'
   if owner == 'config':
     return 'config imports nothing of the package'
-  if owner == 'main':
+  if owner == 'main' and target not in ('console', 'interrupts'):
     return 'main names its commands, so that --help imports nothing'
   if owner == 'report' and target != 'report':
     return 'report takes numbers, and imports nothing of the package'

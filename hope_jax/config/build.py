@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 import dataclasses
 import difflib
 import functools
+import os
 import types
 import typing
 from typing import Any, Literal
@@ -34,6 +35,26 @@ def shown(value: Any) -> str:
     return f'a whole number of about {value.bit_length() * 0.30103:.0f} digits'
   text = ' '.join(repr(value).split())
   return text if len(text) <= 200 else f'{text[:197]}...'
+
+
+def folder(path: str, name: str) -> str:
+  """Returns the path of a folder, with `~` written out.
+
+  Raises:
+    ConfigError: it is on no file system that is mounted here.
+  """
+  require(
+      '://' not in path,
+      f'{name} is a folder of a mounted file system; got {path!r}, and stores'
+      ' such as gs:// have to be mounted first (gcsfuse, s3fs)',
+  )
+  path = os.path.expanduser(path)
+  require(
+      not path.startswith('~'),
+      f'{name}: nobody here has the home folder of {path!r}; a folder of that'
+      f" name is './{path}'",
+  )
+  return path
 
 
 def nearest(name: str, names: Iterable[str], otherwise: str) -> str:

@@ -10,6 +10,7 @@ import ast
 from collections.abc import Mapping, Sequence
 import dataclasses
 import importlib.util
+import os
 import pathlib
 import re
 import typing
@@ -178,8 +179,9 @@ def find(name: str) -> pathlib.Path:
   Raises:
     ConfigError: there is none; the nearest name is suggested.
   """
-  if pathlib.Path(name).is_file():
-    return pathlib.Path(name)
+  file = pathlib.Path(os.path.expanduser(name))
+  if file.is_file():
+    return file
   short = name.removeprefix('experiments/').removesuffix('.py')
   if re.fullmatch(r'\w+(/\w+)*', short):
     path = SHIPPED / f'{short}.py'

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from typing import Annotated, Literal
 
-from hope_jax.config.build import require, shown
+from hope_jax.config.build import folder, require, shown
 from hope_jax.config.ranges import (
     LAYERS,
     SEED,
@@ -104,7 +104,9 @@ class StudyConfig:
   # What else the task's examples are made by, such as fill of mqar and spread
   # of mad; hope_jax/tasks/ has them.
   options: dict = dataclasses.field(default_factory=dict)
-  # Formal languages from elsewhere; they take the place of the columns.
+  # Formal languages from elsewhere; they take the place of the columns. A
+  # language is FILE.py:NAME: the file is Python, and it is run, as the
+  # experiment file is: use only files that you trust.
   data_dir: str = ''
   language: str = ''
   # The images that optimizers are compared on, and the model that reads them.
@@ -112,6 +114,7 @@ class StudyConfig:
   vit: VitConfig = VitConfig()
 
   def __post_init__(self):
+    object.__setattr__(self, 'results', folder(self.results, 'results'))
     check_ranges(self)
     self._require_whole('counts')
     self._require_whole('lengths')

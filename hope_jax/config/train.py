@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from hope_jax.config import architectures
-from hope_jax.config.build import build, require
+from hope_jax.config.build import build, folder, require
 from hope_jax.config.data import DataConfig
 from hope_jax.config.model import ModelConfig
 from hope_jax.config.optimizer import OptimizerConfig
@@ -43,6 +43,11 @@ class TrainConfig:
   # Stop (and save) after this many seconds; 0: no limit. A safety net: the
   # learning rate's schedule is that of `steps` either way.
   max_seconds: Annotated[float, Range(0, 1e9)] = 0.0
+  # A step whose loss, gradient or update is not finite: stop the run, whose
+  # checkpoints are all of before; or skip the step, which then changes neither
+  # the parameters nor the optimizer's state, and count it (split 'skipped' of
+  # metrics.jsonl). A run whose every step is skipped learns nothing.
+  not_finite: Literal['stop', 'skip'] = 'stop'
 
   def __post_init__(self):
     check_ranges(self)
@@ -57,10 +62,13 @@ class Config:
   optimizer: OptimizerConfig = OptimizerConfig()
   mesh: MeshConfig = MeshConfig()
   train: TrainConfig = TrainConfig()
-  # Where checkpoints, metrics and reports go.
+  # Where checkpoints, metrics and reports go: a folder of a mounted file
+  # system. One program at a time writes to it.
   workdir: str = ''
 
   def __post_init__(self):
+    # Frozen for everyone else.
+    object.__setattr__(self, 'workdir', folder(self.workdir, 'workdir'))
     titans = self.model.titans
     shortest = min(titans.chunk, titans.projection_chunk)
     require(

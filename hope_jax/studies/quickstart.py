@@ -15,7 +15,6 @@ import concurrent.futures
 import contextlib
 import math
 import pathlib
-import sys
 import time
 from typing import Any
 
@@ -23,8 +22,8 @@ import jax
 import numpy as np
 
 from hope_jax import config as config_lib
+from hope_jax import console, sharding
 from hope_jax import run as run_lib
-from hope_jax import sharding
 from hope_jax.config import Config, ConfigError, architectures
 from hope_jax.data import pipeline
 from hope_jax.data import tokenizer as tokenizer_lib
@@ -90,7 +89,7 @@ def run(
   if result.stopped.startswith('SIG'):
     return {'training': facts}
 
-  print('measuring ...', file=sys.stderr, flush=True)
+  console.say('measuring ...')
   heldout = pipeline.heldout_text(config.data)
   seconds = {'training': time.monotonic() - clock}
   with jax.set_mesh(sharding.make_mesh(config.mesh)):
@@ -123,7 +122,7 @@ def run(
       'seconds': seconds,
   }
   path = _write(config.workdir, results)
-  print(f'{report.as_text(results)}\n\nWith pictures: {path.as_uri()}')
+  console.show(f'{report.as_text(results)}\n\nWith pictures: {path.as_uri()}')
   return results
 
 

@@ -21,10 +21,10 @@ Fields of `StudyConfig` and, under `base`, of `Config`, can be changed:
 from collections.abc import Callable, Mapping, Sequence
 import math
 import os
-import sys
 import time
 from typing import Any
 
+from hope_jax import console
 from hope_jax.config import StudyConfig
 from hope_jax.report import markdown
 from hope_jax.studies import grid, machine
@@ -96,11 +96,10 @@ class _Runner:
       return self._found[cell]['scores']
     asked = grid.asked(self._study, cell)
     rate = cell.learning_rate
-    print(
+    console.say(
         f'cell {self._number} of {self._most}: {cell.row}, {cell.column},'
         f' seed {cell.seed}'
-        + ('' if rate is None else f', learning rate {rate:g}'),
-        file=sys.stderr,
+        + ('' if rate is None else f', learning rate {rate:g}')
     )
     wall, cpu = time.monotonic(), time.process_time()
     config = grid.config_of(self._study, cell)
@@ -236,7 +235,7 @@ def command(
       run(study)
   except KeyboardInterrupt:
     _show(study)
-    print('stopped; the same command goes on', file=sys.stderr)
+    console.say('stopped; the same command goes on')
     return 130
   except FloatingPointError:
     _show(study)
@@ -247,4 +246,4 @@ def command(
 
 def _show(study: StudyConfig) -> None:
   write_readme(study)
-  print(render(study))
+  console.show(render(study))

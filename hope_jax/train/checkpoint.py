@@ -2,9 +2,9 @@
 
 A checkpoint is `workdir/checkpoints/STEP`, written under another name and then
 renamed, so that one that is there is complete. It holds the parameters, the
-rest of the train state, each process's position in the data, the config, the
-versions of the libraries, and a checksum of every array: the storage format
-notices a missing part, but returns other numbers for a flipped bit.
+rest of the train state, a record of the run (see `record.py`), and a checksum
+of every array: the storage format notices a missing part, but returns other
+numbers for a flipped bit.
 
 A workdir belongs to one configuration, kept in `workdir/config.json`. To go on
 with another is refused, apart from what may change within a run:
@@ -13,50 +13,34 @@ its seed. `train.steps` is among them so that a run can be made longer; the
 learning rate then follows the schedule of the new length from there on.
 """
 
-from collections.abc import Callable, Iterator
-import importlib.metadata
+from collections.abc import Callable
 import json
 import os
-import platform
+import re
 import shutil
-import time
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
 from hope_jax import config as config_lib
 from hope_jax.config import Config, ConfigError
-from hope_jax.files import replacing
+from hope_jax.files import Lock, LockedError, replacing, unfinished
 from hope_jax.train import failures
+from hope_jax.train import record as record_lib
 from hope_jax.train.state import TrainState
 from hope_jax.types import Array, PyTree
 
 _CONFIG = 'config.json'
-_LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
+# What Orbax writes a checkpoint under before it renames it.
+_UNFINISHED = '.orbax-checkpoint-tmp'
 
 
 def _may_change(field: str) -> bool:
   if field == 'train.seed':
     return False
   return field == 'workdir' or field.split('.')[0] in ('mesh', 'train')
-
-
-def _flat(values: Any, path: str = '') -> Iterator[tuple[str, Any]]:
-  for name, value in values.items():
-    where = f'{path}.{name}' if path else name
-    if isinstance(value, dict):
-      yield from _flat(value, where)
-    else:
-      yield where, value
-
-
-def _show(values: dict[str, Any], field: str) -> str:
-  """A value for people, also of a field that only another run has."""
-  return repr(values[field]) if field in values else 'not given'
 
 
 def load_config(workdir: str) -> Config:
@@ -90,18 +74,41 @@ def require_same(
   Raises:
     ConfigError: another field differs.
   """
-  there = dict(_flat(config_lib.to_dict(load_config(config.workdir))))
-  here = dict(_flat(config_lib.to_dict(config)))
+  there, here = map(config_lib.to_dict, (load_config(config.workdir), config))
   differing = [
-      f'{field} is {_show(there, field)} there and {_show(here, field)} here'
-      for field in here | there
-      if _show(here, field) != _show(there, field) and not may_change(field)
+      f'{field} is {a} there and {b} here'
+      for field, a, b in record_lib.differences(there, here)
+      if not may_change(field)
   ]
   if differing:
     raise ConfigError(
         f'workdir {config.workdir!r} holds a run of another config:'
         f' {"; ".join(differing)}; choose another --workdir'
     )
+
+
+def lock_workdir(workdir: str) -> Lock:
+  """Makes a workdir where there is none, and keeps other writers out of it.
+
+  Raises:
+    ConfigError: another program writes to it, or it cannot be written to.
+  """
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    return Lock(os.path.join(workdir, '.lock'))
+  except LockedError as error:
+    raise ConfigError(
+        f'workdir {workdir!r} is being written to by {error}; wait until it'
+        ' ends, or choose another --workdir'
+    ) from error
+  except OSError as error:
+    raise _cannot_write(workdir, error) from error
+
+
+def _cannot_write(workdir: str, error: OSError) -> ConfigError:
+  return ConfigError(
+      f'cannot write to workdir {workdir!r}: {failures.reason(error)}'
+  )
 
 
 def claim_workdir(config: Config) -> None:
@@ -122,9 +129,7 @@ def claim_workdir(config: Config) -> None:
     with replacing(path) as file:
       json.dump(config_lib.to_dict(config), file, indent=2)
   except OSError as error:
-    raise ConfigError(
-        f'cannot write to workdir {workdir!r}: {error.strerror}'
-    ) from error
+    raise _cannot_write(workdir, error) from error
 
 
 def _checksum(x: Array) -> Array:
@@ -149,16 +154,6 @@ def _checksum(x: Array) -> Array:
 @jax.jit
 def _checksums(tree: PyTree) -> list[Array]:
   return [_checksum(leaf) for leaf in jax.tree.leaves(tree)]
-
-
-def _versions() -> dict[str, str]:
-  found = {'python': platform.python_version()}
-  for name in _LIBRARIES:
-    try:
-      found[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      continue
-  return found
 
 
 class Checkpoints:
@@ -189,7 +184,12 @@ class Checkpoints:
     """Returns the steps that have a checkpoint, in order."""
     if not os.path.isdir(self._path):
       return []
-    return sorted(int(n) for n in os.listdir(self._path) if n.isdigit())
+    # What else is there is its user's.
+    return sorted(
+        int(name) for name in os.listdir(self._path)
+        if re.fullmatch('0|[1-9][0-9]*', name)
+        and os.path.isdir(os.path.join(self._path, name))
+    )
 
   def save(self, state: TrainState, data_state: Any) -> None:
     """Writes the checkpoint of `state.step`, and drops the oldest.
@@ -204,19 +204,12 @@ class Checkpoints:
     """
     step = int(state.step)
     rest = _rest(state)
-    about = {
-        'config': config_lib.to_dict(self._config),
-        'versions': _versions(),
-        # The state of the data of each process.
-        'processes': jax.process_count(),
-        'data': _of_each_process(data_state),
-        'checksums': {
-            'params': [int(c) for c in _checksums(state.params)],
-            'rest': [int(c) for c in _checksums(rest)],
-        },
-    }
+    about = record_lib.make(self._config, step, data_state, {
+        'params': _sums(state.params), 'rest': _sums(rest),
+    })
+    path = f'{self._path}/{step}{_UNFINISHED}'
     try:
-      with failures.logged_once():
+      with failures.logged_once(), unfinished(path):
         self._manager().save(
             step,
             args=ocp.args.Composite(
@@ -226,7 +219,6 @@ class Checkpoints:
             ),
         )
     except Exception as error:  # Orbax and TensorStore raise many kinds.
-      self._remove_unfinished()
       kept = ', '.join(map(str, self.steps())) or 'none'
       raise ConfigError(
           f'checkpoint of step {step} could not be written to'
@@ -234,17 +226,12 @@ class Checkpoints:
           f' {kept}'
       ) from error
 
-  def _remove_unfinished(self) -> None:
-    # Orbax writes several parts at once: while one of them fails, others may
-    # still be adding files to what is removed here.
-    for _ in range(50):
-      names = os.listdir(self._path) if os.path.isdir(self._path) else []
-      unfinished = [name for name in names if not name.isdigit()]
-      if not unfinished:
-        return
-      for name in unfinished:
+  def remove_unfinished(self) -> None:
+    """Removes what a run that was killed while it saved has left."""
+    names = os.listdir(self._path) if os.path.isdir(self._path) else []
+    for name in names:
+      if re.fullmatch(rf'\d+{re.escape(_UNFINISHED)}(-\d+)?', name):
         shutil.rmtree(os.path.join(self._path, name), ignore_errors=True)
-      time.sleep(0.1)
 
   def restore(
       self, like: TrainState, step: int | None = None
@@ -260,12 +247,11 @@ class Checkpoints:
       The train state, bit for bit, and the state of this process's data.
 
     Raises:
-      ConfigError: there is none, it is damaged, or other processes than these
-        wrote it.
+      ConfigError: there is none, it is damaged, it is of another configuration,
+        or other processes than these wrote it.
     """
     read = self._read(step, params=like.params, rest=_rest(like))
-    # Records of the time before there could be several do not say.
-    there, here = read.about.get('processes', 1), jax.process_count()
+    there, here = len(read.about['data']), jax.process_count()
     if there != here:
       raise ConfigError(
           f'the run in {self._workdir!r} was saved by {there} process(es), each'
@@ -304,19 +290,24 @@ class Checkpoints:
       raise ConfigError(
           f'no checkpoint{which} in {self._workdir!r}; there are: {there}'
       )
+    about = self._restore(step, steps, about=ocp.args.JsonRestore()).about
+    self._require_recorded(about['config'], step)
     args = {
         name: ocp.args.StandardRestore(jax.tree.map(_abstract, like))
         for name, like in items.items()
     }
+    return self._restore(step, steps, about=ocp.args.JsonRestore(), **args)
+
+  def _restore(self, step: int, steps: list[int], **args: Any) -> Any:
+    """Reads parts of a checkpoint, if they are as they were written."""
     try:
       with failures.logged_once():
         read: Any = self._manager().restore(
-            step,
-            args=ocp.args.Composite(about=ocp.args.JsonRestore(), **args),
+            step, args=ocp.args.Composite(**args)
         )
-      for name in items:
-        sums = [int(c) for c in _checksums(read[name])]
-        if sums != read.about['checksums'][name]:
+      record_lib.require_whole(read.about, step)
+      for name in args.keys() - {'about'}:
+        if _sums(read[name]) != read.about['checksums'][name]:
           raise ValueError(f'the numbers of {name!r} are not those written')
     except Exception as error:  # Orbax and TensorStore raise many kinds.
       older = [s for s in steps if s < step]
@@ -331,17 +322,28 @@ class Checkpoints:
       ) from error
     return read
 
+  def _require_recorded(self, values: dict[str, Any], step: int) -> None:
+    """Refuses a config.json that is not what the checkpoint was made with."""
+    path = os.path.join(self._workdir, _CONFIG)
+    here = load_config(self._workdir) if os.path.exists(path) else self._config
+    differences = record_lib.differences(values, config_lib.to_dict(here))
+    # What only one of them has is of another version of this package, or an
+    # option of the optimizer.
+    differing = [
+        f'{field} is {a} in checkpoint {step} and {b} in {path}'
+        for field, a, b in differences
+        if not _may_change(field)
+        and ('not given' not in (a, b) or field.startswith('optimizer.options'))
+    ]
+    if differing:
+      raise ConfigError(
+          f'{"; ".join(differing)}: that file was changed after training; put'
+          ' back what the checkpoint was made with'
+      )
 
-def _of_each_process(value: Any) -> list[Any]:
-  """Returns the values of all processes; JSON must hold them."""
-  if jax.process_count() == 1:
-    return [value]
-  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-  # Arrays that are gathered have one shape.
-  sizes = multihost_utils.process_allgather(np.int32(text.size))
-  padded = np.pad(text, (0, sizes.max() - text.size))
-  rows = multihost_utils.process_allgather(padded)
-  return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes)]
+
+def _sums(tree: PyTree) -> list[int]:
+  return [int(c) for c in _checksums(tree)]
 
 
 def _rest(state: TrainState) -> dict[str, PyTree]:

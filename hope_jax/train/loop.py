@@ -8,16 +8,13 @@ in the checkpoint, and nothing else decides a step.
 from collections.abc import Callable
 import contextlib
 import math
-import signal
-import sys
-import threading
 import time
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import tqdm
 
-from hope_jax import sharding
+from hope_jax import console, interrupts, sharding
 from hope_jax.config import Config, ConfigError
 from hope_jax.models.packing import require_room_for
 from hope_jax.nested import levels
@@ -50,40 +47,8 @@ class Result(NamedTuple):
   history: list[metrics_lib.Record]
   # 'done': all steps made. 'until': that was met before. 'time': stopped by
   # train.max_seconds. Or the name of the signal that stopped it: 'SIGINT',
-  # 'SIGTERM'.
+  # 'SIGTERM', 'SIGHUP'.
   stopped: str
-
-
-class _Signals:
-  """Notes SIGINT and SIGTERM instead of obeying them at once."""
-
-  def __init__(self):
-    self.name = ''
-
-  def __enter__(self) -> '_Signals':
-    self._before = {}
-    # Python lets only the main thread handle signals.
-    if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGINT, signal.SIGTERM):
-        self._before[number] = signal.signal(number, self._note)
-    return self
-
-  def _note(self, number, frame):
-    del frame
-    self.name = signal.Signals(number).name
-    print(
-        f'\n{self.name}: finishing this step and saving; once more to stop now',
-        file=sys.stderr,
-        flush=True,
-    )
-    self._restore()
-
-  def _restore(self) -> None:
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
-
-  def __exit__(self, *_) -> None:
-    self._restore()
 
 
 def train(
@@ -116,9 +81,10 @@ def train(
     The state at the end, the history and why it ended.
 
   Raises:
-    ConfigError: the configuration does not fit the workdir or the devices, a
-      checkpoint is damaged, or the disk is full.
-    FloatingPointError: the loss is not finite.
+    ConfigError: the configuration does not fit the workdir or the devices,
+      another program writes there, a checkpoint is damaged, the disk is full.
+    FloatingPointError: the loss, the gradient or the update is not finite, and
+      `train.not_finite` is 'stop'.
   """
   clock = time.monotonic()
   every = config.train
@@ -128,25 +94,22 @@ def train(
     files = _Files(config)
     stack.callback(files.close)
     state = files.begin(run, batches, checkpoint_step)
-    signals = stack.enter_context(_Signals())
-    report = _Report(files, config, int(state.step), progress)
+    signals = stack.enter_context(interrupts.Noted())
+    report = _Report(files, config, state, progress)
     stack.callback(report.bar.close)
-    stopped, pending = 'done', None
+    stopped = 'done'
     for step in range(int(state.step) + 1, every.steps + 1):
       batch = _next(batches, step)
       require_room_for(model, batch)
       batch = sharding.put_batch(batch)
       state, metrics = run.step(state, batch)
-      # Wait for the step before this one: the device always has one step ahead
-      # of it, and neither the bar nor Ctrl-C runs far ahead of the device.
-      jax.block_until_ready(pending)
-      pending = metrics
-      report.advance(metrics)
+      report.advance(step, metrics)
 
       last = step == every.steps
       if step % every.log_every == 0 or last:
         report.log(step, metrics, state.opt_state)
       if evaluate and (step % every.eval_every == 0 or last):
+        report.settle()  # Numbers that are none are not worth a held-out text.
         scores = evaluate(state.params)
         report.heldout(step, scores)
         if until and not last and until(scores):
@@ -158,9 +121,11 @@ def train(
       elif late and not last and stopped == 'done':
         stopped = 'time'
       if step % every.checkpoint_every == 0 or last or stopped != 'done':
-        _require_finite(metrics, step)
+        report.settle()
         files.save(state, batches)
         report.restart_clock()
+        if stopped == 'done' and not last:
+          stopped = signals.name or stopped  # While it was saved.
       if stopped != 'done':
         break
     return Result(state, files.history, stopped)
@@ -175,25 +140,55 @@ def _next(batches: Batches, step: int) -> dict[str, Any]:
     ) from None
 
 
-def _require_finite(metrics: dict[str, Any], step: int) -> None:
-  loss = float(metrics['loss'])
-  if not math.isfinite(loss):
-    reason = levels.reason_for_nan(metrics)
-    raise FloatingPointError(
-        f'loss is {loss} at step {step}{": " if reason else ""}{reason};'
-        ' checkpoints of earlier steps are kept'
-    )
+# What is not finite in a step that went wrong, the first that says so first.
+_WATCHED = {
+    'loss': 'loss',
+    'grad_norm': 'the norm of the gradient',
+    'update_norm': 'the norm of the update',
+    'param_norm': 'the norm of the parameters',
+}
+
+
+def _fault(metrics: dict[str, Any]) -> str:
+  """Returns what in the metrics of a step is not finite, and why, if known."""
+  values = jax.device_get([metrics[name] for name in _WATCHED])
+  for name, value in zip(_WATCHED.values(), values):
+    if not math.isfinite(value):
+      reason = levels.reason_for_nan(metrics)
+      return f'{name} is {value}' + (f' ({reason})' if reason else '')
+  return ''
 
 
 class _Report:
-  """What is told of the steps: the bar, the records, tokens a second."""
+  """What is told of the steps: the bar, the records, tokens a second.
 
-  def __init__(self, files: '_Files', config: Config, step: int, show: bool):
+  And whether they went well: each step is looked at before anything is made of
+  it, and at the latest when the next one has been given to the device.
+  """
+
+  # Seconds between two states of the bar, where no terminal draws over it.
+  RARELY = 30.0
+
+  def __init__(
+      self,
+      files: '_Files',
+      config: Config,
+      state: state_lib.TrainState,
+      show: bool,
+  ):
     self._files = files
+    self._skips = config.train.not_finite == 'skip'
+    self._skipped = sum(r['split'] == 'skipped' for r in files.history)
+    self._pending = None
+    self._terminal = console.stderr.isatty()
+    pause = 0.1 if self._terminal else self.RARELY
     self.bar = tqdm.tqdm(
         total=config.train.steps,
-        initial=step,
+        initial=int(state.step),
         unit='step',
+        file=console.stderr,
+        mininterval=pause,
+        maxinterval=max(pause, 10.0),
         dynamic_ncols=True,
         disable=not show or jax.process_index() != 0,
     )
@@ -203,15 +198,44 @@ class _Report:
     """Counts tokens anew, so that evaluating and saving take no time."""
     self._since, self._tokens = time.monotonic(), []
 
-  def advance(self, metrics: dict[str, Any]) -> None:
-    """Counts a step."""
+  def advance(self, step: int, metrics: dict[str, Any]) -> None:
+    """Counts a step, and waits for the one before it.
+
+    The device always has one step ahead of it, and neither the bar nor Ctrl-C
+    runs far ahead of the device.
+    """
+    self.settle()
+    self._pending = step, metrics
     self.bar.update()
-    self._tokens.append(metrics['tokens'])
+
+  def settle(self) -> bool:
+    """Waits for the last step, and returns whether it was not skipped.
+
+    Raises:
+      FloatingPointError: it is not finite, and the run stops at that.
+    """
+    if self._pending is None:
+      return True
+    (step, metrics), self._pending = self._pending, None
+    fault = _fault(metrics)
+    if fault and not self._skips:
+      raise FloatingPointError(
+          f'{fault} at step {step}; checkpoints of earlier steps are kept.'
+          ' --config.train.not_finite=skip leaves such a step out'
+      )
+    if fault:
+      self._skipped += 1
+      self._files.write(step, 'skipped', {'total': self._skipped})
+      self.bar.write(f'step {step}: skipped: {fault}', file=console.stderr)
+    else:
+      self._tokens.append(metrics['tokens'])
+    return not fault
 
   def log(self, step: int, metrics: dict[str, Any], opt_state: Any) -> None:
-    """Writes down the metrics of a step, and refuses what is not finite."""
+    """Writes down the metrics of a step, unless it was skipped."""
+    if not self.settle():
+      return
     record = {k: float(v) for k, v in jax.device_get(metrics).items()}
-    _require_finite(record, step)
     total = sum(float(count) for count in self._tokens)
     record['tokens_per_second'] = total / (time.monotonic() - self._since)
     self.restart_clock()
@@ -220,14 +244,15 @@ class _Report:
     self._files.write(step, 'train', record)
     self.bar.set_postfix_str(
         f'loss {record["loss"]:.3f},'
-        f' {record["tokens_per_second"]:,.0f} tokens/s'
+        f' {record["tokens_per_second"]:,.0f} tokens/s',
+        refresh=self._terminal,
     )
 
   def heldout(self, step: int, scores: dict[str, float]) -> None:
     """Writes down held-out metrics."""
     self._files.write(step, 'heldout', scores)
     shown = ', '.join(f'{k} {v:.4g}' for k, v in scores.items())
-    self.bar.write(f'step {step}: held out: {shown}', file=sys.stderr)
+    self.bar.write(f'step {step}: held out: {shown}', file=console.stderr)
     self.restart_clock()
 
 
@@ -241,9 +266,15 @@ class _Files:
     self._checkpoints = None
     # Process 0 writes metrics; all of them write their share of a checkpoint.
     self._writes = jax.process_index() == 0
+    self._lock = None
     if config.workdir:
       if self._writes:
-        checkpoint_lib.claim_workdir(config)
+        self._lock = checkpoint_lib.lock_workdir(config.workdir)
+        try:
+          checkpoint_lib.claim_workdir(config)
+        except BaseException:
+          self._lock.release()
+          raise
       self._checkpoints = checkpoint_lib.Checkpoints(config)
 
   def begin(
@@ -258,6 +289,8 @@ class _Files:
     """
     if not self._checkpoints:
       return run.create()
+    if self._writes:
+      self._checkpoints.remove_unfinished()
     if step is None and not self._checkpoints.steps():
       state = run.create()
     else:
@@ -266,11 +299,16 @@ class _Files:
       if step is not None:
         self._checkpoints.set_aside_after(step)
     made = int(state.step)
-    kept = metrics_lib.read(self._workdir)
-    self.history = [record for record in kept if record['step'] <= made]
-    if self._writes:
-      with self._disk():
+    with self._disk():
+      kept, others = metrics_lib.read_and_count(self._workdir)
+      self.history = [record for record in kept if record['step'] <= made]
+      if self._writes:
         self._writer = metrics_lib.MetricWriter(self._workdir, made)
+    if others and self._writes:
+      console.say(
+          f'{self._workdir}/metrics.jsonl: lines that are no record of a step'
+          f' are left out: {others}'
+      )
     return state
 
   def write(self, step: int, split: str, values: dict[str, float]) -> None:
@@ -299,6 +337,8 @@ class _Files:
         self._writer.close()
     if self._checkpoints:
       self._checkpoints.close()
+    if self._lock:
+      self._lock.release()
 
   @contextlib.contextmanager
   def _disk(self):

@@ -26,18 +26,44 @@ Record = dict[str, Any]
 
 
 def read(workdir: str) -> list[Record]:
-  """Returns the records of a workdir; a line cut off by a crash is left out."""
+  """Returns the records of a workdir; a line that is none is left out."""
+  return read_and_count(workdir)[0]
+
+
+def read_and_count(workdir: str) -> tuple[list[Record], int]:
+  """Returns the records of a workdir, and the number of lines that are none.
+
+  Such a line was cut off by a crash, or comes from another hand.
+
+  Raises:
+    OSError: the file cannot be read.
+  """
   path = os.path.join(workdir, 'metrics.jsonl')
   if not os.path.exists(path):
-    return []
-  records = []
-  with open(path, encoding='utf-8') as file:
+    return [], 0
+  records, count = [], 0
+  with open(path, 'rb') as file:
     for line in file:
+      count += 1
       try:
-        records.append(json.loads(line))
-      except ValueError:
+        record = json.loads(line)
+      except (ValueError, RecursionError):
         continue
-  return records
+      if _is_record(record):
+        records.append(record)
+  return records, count - len(records)
+
+
+def _is_record(value: Any) -> bool:
+  """Whether a value is what `MetricWriter.write` takes."""
+  if not isinstance(value, dict) or type(value.get('step')) is not int:
+    return False
+  numbers = value.keys() - {'step', 'split'}
+  return (
+      value['step'] >= 0
+      and isinstance(value.get('split'), str)
+      and all(type(value[name]) in (int, float) for name in numbers)
+  )
 
 
 class MetricWriter:

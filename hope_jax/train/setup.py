@@ -63,6 +63,7 @@ def make(
       optimizer,
       config.optimizer.accumulate,
       factory.make_schedule(config.optimizer, config.train.steps),
+      config.train.not_finite == 'skip',
   )
   return Setup(
       mesh,

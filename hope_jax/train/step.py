@@ -40,6 +40,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     accumulate: int = 1,
     schedule: optax.Schedule | None = None,
+    skip_not_finite: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """Returns the step of a run; it is pure, the caller jits it.
 
@@ -49,12 +50,14 @@ def make_train_step(
     accumulate: micro-batches that a batch is cut into, to save memory; the
       gradient is that of the whole batch.
     schedule: step -> learning rate, only to report it.
+    skip_not_finite: where the loss, the gradient or the update is not finite,
+      the step changes neither the parameters nor the optimizer's state.
 
   Returns:
     train_step(state, batch) -> (state, metrics). Metrics, all scalars: loss
     (nats a token), bits_per_byte (where a batch has target_bytes), tokens,
-    grad_norm (before clipping), param_norm (after the step), learning_rate, and
-    each diagnostic's maximum and mean over layers.
+    grad_norm (before clipping), update_norm, param_norm (after the step),
+    learning_rate, and each diagnostic's maximum and mean over layers.
   """
 
   def train_step(state, batch):
@@ -85,10 +88,20 @@ def make_train_step(
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    norms = {
+        'grad_norm': optax.global_norm(grads),
+        'update_norm': optax.global_norm(updates),
+    }
+    if skip_not_finite:
+      made = jnp.isfinite(jnp.stack([loss, *norms.values()])).all()
+      params, opt_state = jax.tree.map(
+          lambda new, old: jnp.where(made, new, old),
+          (params, opt_state), (state.params, state.opt_state),
+      )
     metrics = {
         'loss': loss,
         'tokens': jnp.sum(batch['mask']),
-        'grad_norm': optax.global_norm(grads),
+        **norms,
         'param_norm': optax.global_norm(params),
     }
     if 'target_bytes' in batch:  # labels of a task are no text

@@ -37,9 +37,8 @@ def evaluate(params):
 
 def train(config, batches=None, **options):
   batches = batches or standin.Batches()
-  return loop.train(
-      MODEL, batches, config, evaluate=evaluate, progress=False, **options
-  )
+  options = {'progress': False} | options
+  return loop.train(MODEL, batches, config, evaluate=evaluate, **options)
 
 
 def comparable(history):
@@ -200,6 +199,16 @@ def test_training_may_end_when_a_goal_is_met(uninterrupted):
   assert int(result.state.step) == first['step']
   assert seen == [first['loss']]
   assert uninterrupted.stopped == 'done'
+
+
+def test_a_bar_in_a_file_is_drawn_rarely(capsys):
+  """If it fails, a log fills with ten bars a second."""
+  train(standin.make_config(train={'steps': 40}), progress=True)
+  said = capsys.readouterr().err
+  held_out = said.count('held out: ')
+  assert held_out == 14
+  # One at the start, one at the end; a line of text wipes one and draws it.
+  assert said.count('/40 [') <= held_out + 2
 
 
 def test_another_loss_can_be_minimised(uninterrupted):

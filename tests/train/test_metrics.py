@@ -43,6 +43,30 @@ def test_record_cut_off_by_a_crash(tmp_path):
   assert [r['step'] for r in metrics.read(str(tmp_path))] == [1, 2, 3]
 
 
+OTHERS = [
+    b'null', b'3', b'[]', b'{}', b'{"split": "train", "loss": 1.0}',
+    b'{"step": "3", "split": "train"}', b'{"step": true, "split": "train"}',
+    b'{"step": -1, "split": "train"}', b'{"step": 1.5, "split": "train"}',
+    b'{"step": 2}', b'{"step": 2, "split": 7}', b'\xff\xfe', b'\x00',
+    b'{"step": 2, "split": "train", "loss": "low"}', b'[' * 100_000, b'',
+    b'{"step": 1' + b'0' * 5000 + b', "split": "train"}',
+    b'{"step": 3, "spl',
+]
+
+
+def test_lines_that_are_no_records(tmp_path):
+  """If it fails, a line of another hand ends a run for good."""
+  write(tmp_path, 0, 1)
+  path = tmp_path / 'metrics.jsonl'
+  good = path.read_bytes()
+  path.write_bytes(b'\n'.join([*OTHERS[:9], good.strip(), *OTHERS[9:]]))
+  records, others = metrics.read_and_count(str(tmp_path))
+  assert [r['step'] for r in records] == [1] and others == len(OTHERS)
+  write(tmp_path, 1, 2)
+  records, others = metrics.read_and_count(str(tmp_path))
+  assert [r['step'] for r in records] == [1, 2] and others == 0
+
+
 def test_tensorboard_gets_the_same_numbers(tmp_path):
   """If it fails, TensorBoard shows other numbers, or steps twice.
 
