@@ -25,7 +25,8 @@ class MeshConfig:
     sizes = (self.data, self.fsdp, self.tensor)
     require(
         all(s == -1 or s > 0 for s in sizes) and sizes.count(-1) <= 1,
-        f'MeshConfig: sizes are positive, and one may be -1; got {sizes}',
+        'MeshConfig.data, fsdp and tensor are positive, and one of them may be'
+        f' -1; got {sizes}',
     )
 
 

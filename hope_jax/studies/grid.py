@@ -195,6 +195,11 @@ def load(
     ConfigError: something in them is wrong; for `base` and rows, too.
   """
   values = experiment.load(file)
+  if 'task' not in values and {'model', 'data', 'train'} & values.keys():
+    raise ConfigError(
+        f'--config: {file} is one run and no study, which has a task and rows;'
+        f' another command runs it: train --config={file}'
+    )
   known = {
       'rows_run': [row.get('name') for row in values.get('rows', ())],
       'columns_run': values.get('columns', ()),
