@@ -13,8 +13,7 @@ import glob
 import os
 import pathlib
 import stat
-
-from absl import logging
+import warnings
 
 from hope_jax.config import ConfigError
 
@@ -97,9 +96,9 @@ def _is_linked(path: str, folder: str, root: str) -> bool:
 
 @functools.cache
 def _say_outside(path: str, count: int, total: int, example: str) -> None:
-  logging.warning(
-      'data.path: of the %d files of %r, %d are links that lead out of their'
-      ' folder, such as %r; they are read', total, path, count, example,
+  warnings.warn(
+      f'data.path: of the {total} files of {path!r}, {count} are links that'
+      f' lead out of their folder, such as {example!r}; they are read', stacklevel=2,
   )
 
 

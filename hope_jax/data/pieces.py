@@ -12,8 +12,8 @@ until they do, at most to the whole document, which is always right.
 
 from collections.abc import Iterator
 from typing import NamedTuple
+import warnings
 
-from absl import logging
 import numpy as np
 
 from hope_jax.data.texts import PIECE, Text
@@ -76,9 +76,10 @@ def encode(
         continue
     length *= 2
     if length == 64 * size:
-      logging.warning(
-          'data.tokenizer: %d bytes of a text have no place where they can be'
-          ' cut; they are encoded at once, which takes memory', length,
+      warnings.warn(
+          f'data.tokenizer: {length} bytes of a text have no place where they'
+          ' can be cut; they are encoded at once, which takes memory',
+          stacklevel=2,
       )
     window = _window(tokenizer, text, begin, length)
   piece = _piece(window, begin, None)

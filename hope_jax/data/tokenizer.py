@@ -17,6 +17,7 @@ import numpy as np
 
 from hope_jax.config import ConfigError, DataConfig
 from hope_jax.data import tokenizer_file
+from hope_jax.data.texts import Text
 
 # Names under which vocabularies keep the token that begins a text, and the one
 # that ends it.
@@ -288,20 +289,21 @@ def ended(
   )
 
 
-def check(tokenizer: Tokenizer, texts: Iterable[bytes]) -> None:
+def check(tokenizer: Tokenizer, documents: Iterable[Text]) -> None:
   """Says, once, what a tokenizer loses of a user's own text.
 
   Args:
     tokenizer: its tokenizer.
-    texts: documents, of which the beginnings of the first are read.
+    documents: texts, of which the beginnings of the first are read.
   """
   if isinstance(tokenizer, ByteTokenizer):
     return  # Its ids are the text.
   size, count = _SAMPLE
-  for text in itertools.islice(texts, count):
+  for document in itertools.islice(documents, count):
+    text = document[:size]
     # What is cut is cut between characters.
     _, whole = codecs.utf_8_decode(
-        text[:size], 'surrogateescape', len(text) <= size
+        text, 'surrogateescape', len(document) <= size
     )
     text = text[:whole]
     back = tokenizer.decode(tokenizer.encode(text).ids)
