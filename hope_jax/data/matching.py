@@ -98,7 +98,8 @@ def _is_linked(path: str, folder: str, root: str) -> bool:
 def _say_outside(path: str, count: int, total: int, example: str) -> None:
   warnings.warn(
       f'data.path: of the {total} files of {path!r}, {count} are links that'
-      f' lead out of their folder, such as {example!r}; they are read', stacklevel=2,
+      f' lead out of their folder, such as {example!r}; they are read',
+      stacklevel=2,
   )
 
 
