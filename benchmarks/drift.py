@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from train_step import commit, machine
 
-from hope_jax.config import StudyConfig, experiment, from_dict
 from hope_jax.evals import labelled
-from hope_jax.studies import training
+from hope_jax.studies import grid, training
+from hope_jax.studies.task import Cell
 from hope_jax.tasks import mqar
 from hope_jax.tasks.labelling import at_positions
 
@@ -48,18 +48,11 @@ def likeness(embedding: np.ndarray) -> dict[str, float]:
 
 def measure(row: str, setting: str, seed: int, steps: int) -> dict[str, Any]:
   """Trains one cell; what is measured on the way, by step."""
-  study = from_dict(experiment.load('mqar'), StudyConfig)
-  fields = study.fields[row]
-  optimizer = study.base['optimizer'] | SETTINGS[setting]
-  config = from_dict({
-      **study.base,
-      'model': study.base['model'] | fields['model'],
-      'optimizer': optimizer,
-      'data': study.base['data'] | {'seed': seed},
-      'train': study.base['train'] | {
-          'seed': seed, 'steps': steps, 'eval_every': 250,
-      },
-  })
+  study = grid.load('mqar', [
+      ('base.train.steps', str(steps)), ('base.train.eval_every', '250'),
+      *((f'base.optimizer.{k}', str(v)) for k, v in SETTINGS[setting].items()),
+  ])
+  config = grid.config_of(study, Cell(row, str(PAIRS), seed))
   rows = lambda seed, count: mqar.generate(
       seed, count, length=LENGTH, pairs=PAIRS, vocab=VOCAB
   )

@@ -85,6 +85,10 @@ class Standin(nn.Module):
     return x @ table.T, state
 
 
+# A model of bytes.
+BYTES = Standin(config_lib.ModelConfig(vocab_size=256))
+
+
 class Batches:
   """Seeded batches that know their position."""
 

@@ -7,11 +7,11 @@ A new one is a mixer (a Flax module, see `models.blocks`) and an entry:
 Pure data: a mixer's module is imported when a model is built.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 import operator
 from typing import Any, Literal, NamedTuple
 
-from hope_jax.config.build import nearest, require
+from hope_jax.config.build import flat, nearest, require
 
 
 class Architecture(NamedTuple):
@@ -324,7 +324,7 @@ def require_read(config: Any, given: Mapping[str, Any]) -> None:
   """
   name = config.architecture
   fixed = ARCHITECTURES[name].fixed
-  for field, value in _flatten(given):
+  for field, value in flat(given):
     require(
         reads(name, field),
         f'model.{field} is not read by architecture {name!r}; leave it out',
@@ -334,13 +334,3 @@ def require_read(config: Any, given: Mapping[str, Any]) -> None:
         f'model.{field} is {fixed.get(field)!r} in architecture {name!r}; got'
         f' {value!r}; leave it out',
     )
-
-
-def _flatten(
-    given: Mapping[str, Any], group: str = ''
-) -> Iterator[tuple[str, Any]]:
-  for name, value in given.items():
-    if isinstance(value, Mapping):
-      yield from _flatten(value, f'{group}{name}.')
-    else:
-      yield f'{group}{name}', value

@@ -1,6 +1,6 @@
 """From plain values to checked dataclasses, with errors that teach."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
 import difflib
 import functools
@@ -35,6 +35,26 @@ def shown(value: Any) -> str:
     return f'a whole number of about {value.bit_length() * 0.30103:.0f} digits'
   text = ' '.join(repr(value).split())
   return text if len(text) <= 200 else f'{text[:197]}...'
+
+
+def first_line(error: BaseException, otherwise: str = '') -> str:
+  """Returns the first line of a library's error, which may have many or none.
+
+  Args:
+    error: the error.
+    otherwise: said of one without a text; '': its type.
+  """
+  lines = str(error).strip().splitlines()
+  return lines[0] if lines else otherwise or type(error).__name__
+
+
+def flat(values: Any, path: str = '') -> Iterator[tuple[str, Any]]:
+  """Yields the values of nested groups of fields by their dotted names."""
+  if not isinstance(values, Mapping):
+    yield path, values
+    return
+  for name, value in values.items():
+    yield from flat(value, f'{path}.{name}' if path else str(name))
 
 
 def folder(path: str, name: str) -> str:

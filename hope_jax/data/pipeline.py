@@ -31,6 +31,8 @@ Batch = dict[str, np.ndarray]
 # Tokens among which rows are shuffled: some 140 files of the standard library,
 # in 40 MB. It is refilled in one go, a fraction of a second for bytes.
 _WINDOW_TOKENS = 2**21
+
+
 def train_batches(
     config: DataConfig,
     *,

@@ -26,6 +26,7 @@ import zlib
 import numpy as np
 
 from hope_jax.config import ConfigError
+from hope_jax.config.build import first_line
 from hope_jax.data import texts
 
 _COMPRESSED = {'.gz': gzip, '.bz2': bz2, '.xz': lzma}
@@ -168,7 +169,7 @@ class Lines:
     except (ValueError, RecursionError) as error:
       if isinstance(error, ConfigError):
         raise
-      what = str(error).splitlines()[0] if str(error) else 'is not JSON'
+      what = first_line(error, 'is not JSON')
       if not what.startswith(('is ', 'has ', 'holds ')):
         what = f'is not JSON ({what})'
       raise ConfigError(
@@ -252,9 +253,8 @@ def _fault(path: str, error: Exception, what: str) -> ConfigError:
         f'data.path: no room to unpack {path!r} in {tempfile.gettempdir()!r};'
         ' set TMPDIR to a folder with more, or give it unpacked'
     )
-  reason = next(iter(str(error).splitlines()), type(error).__name__)
   return ConfigError(
-      f'data.path: {path!r} {what} ({reason}); give a whole file'
+      f'data.path: {path!r} {what} ({first_line(error)}); give a whole file'
   )
 
 

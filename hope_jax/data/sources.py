@@ -11,6 +11,7 @@ import grain
 import numpy as np
 
 from hope_jax.config import ConfigError, DataConfig
+from hope_jax.config.build import first_line
 from hope_jax.data import matching, records, texts
 from hope_jax.data.documents import Files, Joined, Records, Source, name_of
 
@@ -232,7 +233,7 @@ def _array_record(path: str, taken: set | None) -> Source:
     reader = grain.sources.ArrayRecordDataSource(files)
     return Records(reader, label='record')
   except (RuntimeError, ValueError) as error:
-    reason = str(error).splitlines()[0] if str(error) else 'unreadable'
+    reason = first_line(error, 'unreadable')
     raise ConfigError(
         f'data.path: {path!r} is not ArrayRecord ({reason}); give files written'
         ' by array_record, one document a record'
@@ -266,7 +267,7 @@ def open_tfds(path: str) -> tuple[Any, str]:
     # TFDS wraps it in a decorator that hides its arguments from type checkers.
     reader = builder.as_data_source(split=part)  # pyright: ignore
   except Exception as error:  # TFDS raises its own kinds, most over many lines.
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    reason = first_line(error)
     raise ConfigError(
         f'data.path: cannot open {path!r} with TFDS ({reason}); give name,'
         " folder or name@split of a dataset prepared with"

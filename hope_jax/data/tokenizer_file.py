@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import warnings
 
 from hope_jax.config import ConfigError
+from hope_jax.config.build import first_line
 
 # Ids are int32, and so is their number.
 _MOST_IDS = 2**31 - 1
@@ -47,8 +48,9 @@ def guarded(path: str, doing: str) -> Iterator[None]:
     raise
   # The library raises bare Exception; a panic of its Rust is a BaseException.
   except BaseException as error:
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    raise ConfigError(f'data.tokenizer: {path!r} {doing} ({reason})') from error
+    raise ConfigError(
+        f'data.tokenizer: {path!r} {doing} ({first_line(error)})'
+    ) from error
 
 
 def open_file(path: str, control_tokens: str) -> Opened:

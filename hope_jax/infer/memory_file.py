@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hope_jax.config import ConfigError
+from hope_jax.config.build import flat, shown
 from hope_jax.files import replacing
 from hope_jax.types import PyTree
 
@@ -197,13 +198,13 @@ def _data(entry: IO[bytes], size: int) -> bytes:
 
 
 def _require_same(path: str, about: dict[str, Any], whose: Owner) -> None:
-  found, wanted = _flat(about['config']), _flat(whose.config)
+  found, wanted = dict(flat(about['config'])), dict(flat(whose.config))
   for name in sorted(found.keys() | wanted.keys()):
     ours, theirs = wanted.get(name, 'absent'), found.get(name, 'absent')
     if type(ours) is not type(theirs) or ours != theirs:
       raise ConfigError(
           f'{path!r} is the memory of another model: its {name} is'
-          f' {_short(theirs)}, here it is {_short(ours)}'
+          f' {shown(theirs)}, here it is {shown(ours)}'
       )
   for name, ours in (('params', whose.params), ('tokenizer', whose.tokenizer)):
     if about[name] != ours:
@@ -214,21 +215,6 @@ def _require_same(path: str, about: dict[str, Any], whose: Owner) -> None:
       )
 
 
-def _short(value: object) -> str:
-  text = repr(value)
-  return text if len(text) < 80 else f'{text[:80]} ...'
-
-
-def _flat(values: Any, name: str = '') -> dict[str, Any]:
-  if not isinstance(values, dict):
-    return {name: values}
-  return {
-      key: value
-      for k, v in values.items()
-      for key, value in _flat(v, f'{name}.{k}' if name else str(k)).items()
-  }
-
-
 def _place(about: dict[str, Any], vocab_size: int | None) -> Memory:
   for name, most in (
       ('last', vocab_size or 2**31), ('position', 2**31), ('seed', 2**32)
@@ -236,13 +222,13 @@ def _place(about: dict[str, Any], vocab_size: int | None) -> Memory:
     value = about[name]
     _require(
         type(value) is int and 0 <= value < most,
-        f'its {name} is {_short(value)}, and has to be in [0, {most})',
+        f'its {name} is {shown(value)}, and has to be in [0, {most})',
     )
   rest = about['unfinished']
   _require(
       isinstance(rest, list) and len(rest) < 4
       and all(type(x) is int and 0 <= x < 256 for x in rest),
-      f'its unfinished character is {_short(rest)}',
+      f'its unfinished character is {shown(rest)}',
   )
   return Memory(
       None, about['last'], about['position'], about['seed'], bytes(rest)
@@ -262,7 +248,7 @@ def _require_shapes(path: str, found: Any, shapes: dict[str, Any]) -> None:
 
 
 def _words(entry: Any) -> str:
-  return 'nothing' if entry is None else _short(entry)
+  return 'nothing' if entry is None else shown(entry)
 
 
 def _array(file: zipfile.ZipFile, name: str, like: Any) -> np.ndarray:

@@ -63,6 +63,7 @@ class Session:
     self._model = model
     self._params = params
     self._tokenizer = tokenizer
+    self._eos = getattr(tokenizer, 'eos', None)
     self.reset()
 
   def reset(self) -> None:
@@ -77,9 +78,8 @@ class Session:
   @property
   def ended(self) -> bool:
     """Whether the stream stands at the end of a document."""
-    eos = getattr(self._tokenizer, 'eos', None)
     # Some vocabularies begin and end documents with the same token.
-    return self._position > 0 and self._last == eos
+    return self._position > 0 and self._last == self._eos
 
   def feed(self, text: str | bytes) -> float:
     """Reads a text into the memory.
@@ -142,7 +142,6 @@ class Session:
     if stop_at_end and self.ended:
       return ''
     self._require_room(max_tokens)
-    eos = getattr(self._tokenizer, 'eos', None)
     tokens, self.state = generate_lib.generate(
         self._model,
         self._params,
@@ -151,7 +150,7 @@ class Session:
         temperature=temperature,
         rng=jax.random.key(np.uint32(self._seed)),
         drawn=self._position,
-        stop=eos if stop_at_end else None,
+        stop=self._eos if stop_at_end else None,
         state=self.state,
     )
     ids = np.asarray(tokens[0])
@@ -217,8 +216,7 @@ class Session:
 
     By themselves, many vocabularies drop the blank that a word begins with.
     """
-    eos = getattr(self._tokenizer, 'eos', None)
-    ids = ids[ids != eos] if eos is not None else ids
+    ids = ids if self._eos is None else ids[ids != self._eos]
     head = self._tokenizer.decode(np.array([before], np.int32))
     whole = self._tokenizer.decode(np.array([before, *ids], np.int32))
     if not whole.startswith(head):

@@ -18,6 +18,7 @@ import numpy as np
 
 from hope_jax import config as config_lib
 from hope_jax.config import Config
+from hope_jax.config.build import flat
 
 Record = dict[str, Any]
 
@@ -75,20 +76,11 @@ def differences(
     there: a configuration as `config.to_dict` gives it.
     here: another one.
   """
-  left, right = dict(_flat(there)), dict(_flat(here))
+  left, right = dict(flat(there)), dict(flat(here))
   for field in right | left:
     a, b = _show(left, field), _show(right, field)
     if a != b:
       yield field, a, b
-
-
-def _flat(values: Any, path: str = '') -> Iterator[tuple[str, Any]]:
-  for name, value in values.items():
-    where = f'{path}.{name}' if path else name
-    if isinstance(value, dict):
-      yield from _flat(value, where)
-    else:
-      yield where, value
 
 
 def _show(values: Mapping[str, Any], field: str) -> str:

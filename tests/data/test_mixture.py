@@ -9,6 +9,7 @@ from hope_jax import config as config_lib
 from hope_jax import data
 from hope_jax.config import ConfigError, DataConfig, experiment
 from hope_jax.data import pipeline
+from tests.data.resuming import assert_resumes
 
 
 def _corpus(folder):
@@ -60,17 +61,7 @@ def test_a_mixture_resumes_anywhere(paths):
   """A failure means that a resumed run of several sources is another run."""
   for fields in ({}, {'interleave': 2}):
     config = _config(paths, **fields)
-    stream, states, batches = data.train_batches(config), [], []
-    for _ in range(14):
-      states.append(json.dumps(stream.get_state()))
-      batches.append(next(stream))
-    for at in (0, 1, 4, 12):
-      again = data.train_batches(config)
-      again.set_state(json.loads(states[at]))
-      for want in batches[at : at + 5]:
-        got = next(again)
-        for key in want:
-          np.testing.assert_array_equal(got[key], want[key])
+    assert_resumes(config, batches=14, places=(0, 1, 4, 12), following=5)
 
 
 def test_each_source_is_held_out_of(paths):

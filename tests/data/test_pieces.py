@@ -12,6 +12,7 @@ from hope_jax import data
 from hope_jax.config import DataConfig
 from hope_jax.data import pieces, rows, texts
 from hope_jax.data.tokenizer import ByteTokenizer, FileTokenizer
+from tests.data.resuming import assert_resumes
 
 tokenizers = pytest.importorskip(
     'tokenizers', reason='the tokenizers library is not installed'
@@ -182,19 +183,10 @@ def test_long_documents_resume_anywhere(tmp_path, monkeypatch, with_tokenizer):
       source='files', path=str(tmp_path / '*.txt'), sequence_length=64,
       batch_size=4, align=16, holdout=0.01, **fields
   )
-  stream = data.train_batches(config)
-  states, batches = [], []
-  for _ in range(150):
-    states.append(json.dumps(stream.get_state()))
-    batches.append(next(stream))
+  states = assert_resumes(
+      config, batches=150, places=(0, 1, 17, 70, 113, 148), following=2
+  )
   assert any('"piece": 0' not in state for state in states)
-  for at in (0, 1, 17, 70, 113, 148):
-    again = data.train_batches(config)
-    again.set_state(json.loads(states[at]))
-    for want in batches[at : at + 2]:
-      got = next(again)
-      for key in want:
-        np.testing.assert_array_equal(got[key], want[key])
 
 
 def test_old_positions_go_on(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 from hope_jax import data
 from hope_jax.config import ConfigError, DataConfig
 from hope_jax.data import pipeline, sources
+from tests.data.resuming import assert_equal, assert_resumes
 
 SHARED = pathlib.Path(__file__).parents[3] / 'shared' / 'data'
 
@@ -26,13 +27,6 @@ def _corpus(folder, *, count=60, size=64):
 def _config(path, **fields):
   fields = {'sequence_length': 16, 'batch_size': 2, 'align': 4} | fields
   return DataConfig(source='files', path=path, holdout=0.3, **fields)
-
-
-def _assert_equal(left, right):
-  assert left.keys() == right.keys()
-  for key in left:
-    assert left[key].dtype == right[key].dtype
-    np.testing.assert_array_equal(left[key], right[key], err_msg=key)
 
 
 def _values(batches):
@@ -68,7 +62,7 @@ def test_interleaved_batches_resume_where_they_stopped(tmp_path, small_window):
   again = data.train_batches(config)
   again.set_state(place)
   for batch in batches[5:]:
-    _assert_equal(next(again), batch)
+    assert_equal(next(again), batch)
   plain = data.train_batches(_config(_corpus(tmp_path)))
   assert any(
       (b['targets'] != next(plain)['targets']).any() for b in batches
@@ -100,16 +94,9 @@ def test_resume_gives_the_same_batches(tmp_path, small_window):
         bytes(rng.integers(0, 256, rng.integers(1, 150)).tolist())
     )
   config = _config(str(tmp_path / '*.txt'))
-  unbroken = data.train_batches(config)
-  states, batches = [], []
-  for _ in range(60):
-    states.append(json.dumps(unbroken.get_state()))
-    batches.append(next(unbroken))
-  for start in (0, 1, 3, 4, 5, 17, 32, 41, 55):
-    resumed = data.train_batches(config)
-    resumed.set_state(json.loads(states[start]))
-    for want in batches[start : start + 6]:
-      _assert_equal(next(resumed), want)
+  assert_resumes(
+      config, batches=60, places=(0, 1, 3, 4, 5, 17, 32, 41, 55), following=6
+  )
 
 
 def test_an_iterator_can_be_set_back(tmp_path, small_window):
@@ -120,7 +107,7 @@ def test_an_iterator_can_be_set_back(tmp_path, small_window):
   first = [next(batches) for _ in range(9)]
   batches.set_state(state)
   for want in first:
-    _assert_equal(next(batches), want)
+    assert_equal(next(batches), want)
 
 
 def test_seed_decides_the_order(tmp_path):
@@ -129,7 +116,7 @@ def test_seed_decides_the_order(tmp_path):
   one, same, other = (
       next(data.train_batches(_config(path, seed=seed))) for seed in (1, 1, 2)
   )
-  _assert_equal(one, same)
+  assert_equal(one, same)
   assert not np.array_equal(one['targets'], other['targets'])
   next(data.train_batches(_config(path, seed=-(2**40))))
 
@@ -181,10 +168,10 @@ def test_heldout_batches_hold_every_byte_once(tmp_path):
   # Nothing random about it, not even the seed.
   other = _config(str(tmp_path / '*.txt'), batch_size=4, seed=7)
   for left, right in zip(batches, data.heldout_batches(other), strict=True):
-    _assert_equal(left, right)
+    assert_equal(left, right)
   limited = list(data.heldout_batches(config, limit=2))
   assert len(limited) == 2
-  _assert_equal(limited[1], batches[1])
+  assert_equal(limited[1], batches[1])
 
 
 def test_heldout_processes_see_parts_of_each_batch(tmp_path):
@@ -197,7 +184,7 @@ def test_heldout_processes_see_parts_of_each_batch(tmp_path):
       for i in range(3)
   ]
   for batch, *shares in zip(whole, *parts, strict=True):
-    _assert_equal(
+    assert_equal(
         batch,
         {k: np.concatenate([s[k] for s in shares]) for k in batch},
     )

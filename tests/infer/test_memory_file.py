@@ -12,26 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import sharding
-from hope_jax.config import ConfigError, ModelConfig
+from hope_jax.config import ConfigError
 from hope_jax.data.tokenizer import ByteTokenizer
 from hope_jax.infer import memory_file
 from hope_jax.infer import session as session_lib
 from tests import standin
 
-MODEL = standin.Standin(ModelConfig(vocab_size=256))
+MODEL = standin.BYTES
 TEXT = 'the memory of what it read'
-
-
-@pytest.fixture(scope='module')
-def params():
-  tokens = np.zeros((1, 4), np.int32)
-  return sharding.unbox(MODEL.init(jax.random.key(0), tokens)['params'])
-
-
-@pytest.fixture
-def session(params):
-  return session_lib.Session(MODEL, params, ByteTokenizer())
 
 
 @pytest.fixture

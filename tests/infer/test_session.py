@@ -4,27 +4,15 @@ import jax
 import numpy as np
 import pytest
 
-from hope_jax import sharding
-from hope_jax.config import ConfigError, ModelConfig
+from hope_jax.config import ConfigError
 from hope_jax.data.tokenizer import ByteTokenizer
 from hope_jax.infer import session as session_lib
 from tests import standin
 from tests.infer import script
 from tests.infer.script import LLAMA
 
-MODEL = standin.Standin(ModelConfig(vocab_size=256))
+MODEL = standin.BYTES
 TEXT = 'the memory of what it read'
-
-
-@pytest.fixture(scope='module')
-def params():
-  tokens = np.zeros((1, 4), np.int32)
-  return sharding.unbox(MODEL.init(jax.random.key(0), tokens)['params'])
-
-
-@pytest.fixture
-def session(params):
-  return session_lib.Session(MODEL, params, ByteTokenizer())
 
 
 def test_loss_is_that_of_the_document(session, params):
