@@ -278,4 +278,8 @@ def _set_terminal() -> None:
 
 if __name__ == '__main__':
   _set_terminal()
-  sys.exit(main(sys.argv[1:]))
+  code = main(sys.argv[1:])
+  # The answer stands. While Python takes itself down, Ctrl-C is the system's
+  # again, and would change the exit code to its own.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  sys.exit(code)
