@@ -17,6 +17,10 @@ from hope_jax import console, files
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+class Stopped(KeyboardInterrupt):
+  """A signal has stopped what can be taken up again; its name is `args[0]`."""
+
+
 def exit_code(name: str) -> int:
   """Returns the exit code of a program that a signal stopped, as in shells."""
   return 128 + signal.Signals[name]

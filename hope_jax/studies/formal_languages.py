@@ -57,9 +57,7 @@ def splits(column: str, study: StudyConfig, seed: int) -> task.Splits:
   return made
 
 
-def run(
-    config: Config, cell: Cell, study: StudyConfig
-) -> dict[str, Any] | None:
+def run(config: Config, cell: Cell, study: StudyConfig) -> dict[str, Any]:
   """Trains until Bin0 and Bin1 are all right, or to the last step.
 
   As in the published code, Bin0 and Bin1 decide when training ends; here when
@@ -76,7 +74,7 @@ def run(
     Scores by bin ('bin0': share of strings that are right, 'bin0_positions':
     of positions), 'steps', 'loss', 'tokens_per_second' (median) and, for Titans
     memories, 'eigenvalues': symbol -> the least eigenvalue in each layer on a
-    string of that symbol. None: interrupted.
+    string of that symbol.
   """
   encoded = encode(splits(cell.column, study, config.data.seed))
   watched = [name for name in BINS[:2] if name in encoded.splits]
@@ -100,8 +98,6 @@ def run(
       config, encoded.splits['train'],
       max(len(encoded.symbols), len(encoded.names)), score=score, until=until,
   )
-  if trained is None:
-    return None
   model, params, facts = trained
   with jax.set_mesh(sharding.make_mesh(config.mesh)):
     scores = score(model, params, [b for b in BINS if b in encoded.splits])

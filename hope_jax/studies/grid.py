@@ -17,6 +17,7 @@ from hope_jax.config import (
   architectures,
   experiment,
 )
+from hope_jax.config.build import shown
 from hope_jax.optim import registry
 from hope_jax.studies import (
   formal_languages,
@@ -24,7 +25,7 @@ from hope_jax.studies import (
   optimizers,
   recall,
 )
-from hope_jax.studies.results import Result, read_json, slug
+from hope_jax.studies.results import Result, expected, read_json, slug
 from hope_jax.studies.task import Cell
 from hope_jax.tasks import language_files
 
@@ -161,13 +162,10 @@ def read(study: StudyConfig) -> dict[Cell, Result]:
   with contextlib.suppress(FileNotFoundError):
     for name in sorted(os.listdir(study.results)):
       if name.endswith('.json'):
-        content = read_json(os.path.join(study.results, name))
-        for result in TASKS[study.task].read(content):
-          cell = Cell(
-              result['row'], result['column'], result['seed'],
-              result.get('learning_rate'),
-          )
-          found[cell] = result
+        with expected(os.path.join(study.results, name)):
+          content = read_json(os.path.join(study.results, name))
+          for result in TASKS[study.task].read(content):
+            found[_cell(result)] = result
   rows, columns = list(study.fields), list(study.shown_columns)
   shown = [c for c in found if c.row in rows and c.column in columns]
   shown.sort(
@@ -177,6 +175,18 @@ def read(study: StudyConfig) -> dict[Cell, Result]:
       )
   )
   return {cell: found[cell] for cell in shown}
+
+
+def _cell(result: Result) -> Cell:
+  """Returns whose result it is."""
+  cell = Cell(
+      result['row'], result['column'], result['seed'],
+      result.get('learning_rate'),
+  )
+  kinds = ((str,), (str,), (int,), (int, float, type(None)))
+  if not all(type(x) in kind for x, kind in zip(cell, kinds)):
+    raise TypeError(f'it is of {shown(tuple(cell))}')
+  return cell
 
 
 def load(

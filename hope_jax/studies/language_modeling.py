@@ -7,6 +7,7 @@ import statistics
 import typing
 from typing import Any
 
+from hope_jax import interrupts
 from hope_jax import run as run_lib
 from hope_jax.config import Config, ConfigError, DataConfig, StudyConfig
 from hope_jax.studies import tables
@@ -17,9 +18,7 @@ from hope_jax.studies.training import parameter_count
 _SOURCES = typing.get_args(typing.get_type_hints(DataConfig)['source'])
 
 
-def run(
-    config: Config, cell: Cell, study: StudyConfig
-) -> dict[str, Any] | None:
+def run(config: Config, cell: Cell, study: StudyConfig) -> dict[str, Any]:
   """Trains for `train.steps` and measures `train.eval_batches` held out.
 
   The held-out text is the same for every row and seed.
@@ -32,11 +31,12 @@ def run(
 
   Returns:
     'loss' (nats a token), 'perplexity' (a token), 'bits_per_byte', 'steps',
-    'parameters', 'tokens_per_second' (median). None: interrupted.
+    'parameters', 'tokens_per_second' (median).
 
   Raises:
     ConfigError: the column is no source and has no fields, or
       `train.max_seconds` ended the run.
+    Stopped: by a signal.
   """
   if cell.column in _SOURCES:
     config = dataclasses.replace(
@@ -55,7 +55,7 @@ def run(
         f' {int(trained.state.step)} of {config.train.steps}'
     )
   if trained.stopped != 'done':
-    return None
+    raise interrupts.Stopped(trained.stopped)
   last = [r for r in trained.history if r['split'] == 'heldout'][-1]
   speeds = [
       r['tokens_per_second'] for r in trained.history if r['split'] == 'train'

@@ -167,9 +167,7 @@ def _trainer(cell: Cell, config: Config, study: StudyConfig) -> Trainer:
   return _kept[0][1]
 
 
-def run(
-    config: Config, cell: Cell, study: StudyConfig
-) -> dict[str, Any] | None:
+def run(config: Config, cell: Cell, study: StudyConfig) -> dict[str, Any]:
   """Trains with an optimizer at a learning rate.
 
   Args:

@@ -40,14 +40,12 @@ def _run(
     tests: dict[str, Arrays],
     vocab: int,
     decode: Callable[[np.ndarray], bytes] | None = None,
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
   """Trains, then scores each test: name -> share of right answers.
 
   decode: token ids -> text; answers are then also written by the model itself.
   """
   trained = training.on_labels(config, at_positions(arrays), vocab)
-  if trained is None:
-    return None
   model, params, facts = trained
   with jax.set_mesh(sharding.make_mesh(config.mesh)):
     found = {
@@ -68,9 +66,7 @@ def _run(
   }
 
 
-def run_mad(
-    config: Config, cell: Cell, study: StudyConfig
-) -> dict[str, Any] | None:
+def run_mad(config: Config, cell: Cell, study: StudyConfig) -> dict[str, Any]:
   """A task of MAD at its base difficulty; see `tasks.mad`.
 
   Args:
@@ -81,7 +77,7 @@ def run_mad(
 
   Returns:
     'answers' and 'exact': 'test' -> share of answers, of rows, that are right;
-    'steps', 'loss', 'tokens_per_second'. None: interrupted.
+    'steps', 'loss', 'tokens_per_second'.
 
   Raises:
     ConfigError: there are no such rows.
@@ -97,17 +93,15 @@ def run_mad(
   return _run(config, train, {'test': test}, base.vocab)
 
 
-def run_mqar(
-    config: Config, cell: Cell, study: StudyConfig
-) -> dict[str, Any] | None:
+def run_mqar(config: Config, cell: Cell, study: StudyConfig) -> dict[str, Any]:
   """MQAR; the column is the number of pairs. Arguments as above.
 
   A column such as '4+8+16' trains one model on equally many rows of each of
   these numbers, and tests each by itself: 'answers' has '4', '8' and '16', on
   the rows that these columns have.
 
-  `study.lengths` has 'length', tokens of a row (512, or 4 a pair where there are
-  more), or of a mixture one for each number, and 'vocab' (8,192);
+  `study.lengths` has 'length', tokens of a row (512, or 4 a pair where there
+  are more), or of a mixture one for each number, and 'vocab' (8,192);
   `study.options` has 'fill'.
   """
   sizes = {'length': 512, 'vocab': 8192} | study.lengths
@@ -144,7 +138,7 @@ def _refusing():
 
 def run_needles(
     config: Config, cell: Cell, study: StudyConfig
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
   """Needles in text: trained short, tested by length and depth.
 
   Lengths are tokens of `data.tokenizer`, which are bytes by default. Softmax

@@ -1,10 +1,14 @@
 """Results of a study: a file a cell, written whole or not at all."""
 
+from collections.abc import Iterator
+import contextlib
 import json
 import os
 import re
 from typing import Any
 
+from hope_jax.config import ConfigError
+from hope_jax.config.build import first_line
 from hope_jax.files import replacing
 
 # 'row', 'column', 'seed', 'scores' by name, and where they come from; where a
@@ -25,6 +29,31 @@ def by_cell(results: list[Result]) -> dict[tuple[str, str], list[Result]]:
 def slug(text: str) -> str:
   """Returns a text as the name of a file."""
   return re.sub(r'[^a-z0-9]+', '_', text.lower()).strip('_')
+
+
+@contextlib.contextmanager
+def expected(path: str) -> Iterator[None]:
+  """For what is made of files, which may be damaged, or somebody else's.
+
+  Args:
+    path: the file, or the folder of several.
+
+  Raises:
+    ConfigError: something in them is no result.
+  """
+  try:
+    yield
+  except ConfigError:
+    raise
+  except (
+      ArithmeticError, AttributeError, LookupError, RecursionError, TypeError,
+      ValueError,
+  ) as error:
+    raise ConfigError(
+        f'{path!r} holds what is no result of this study'
+        f' ({type(error).__name__}: {first_line(error)}); move it away, or'
+        ' choose another --workdir'
+    ) from error
 
 
 def read_json(path: str) -> Any:

@@ -24,13 +24,19 @@ import os
 import time
 from typing import Any
 
-from hope_jax import console
+from hope_jax import console, interrupts
 from hope_jax.config import StudyConfig
 from hope_jax.report import markdown
 from hope_jax.studies import grid, machine
 from hope_jax.studies.grid import TASKS
-from hope_jax.studies.results import Result, write_json, write_text
+from hope_jax.studies.results import (
+  Result,
+  expected,
+  write_json,
+  write_text,
+)
 from hope_jax.studies.task import Cell
+from hope_jax.train import checkpoint
 
 TRIAL_SEED = 0  # of the runs that look for a learning rate
 
@@ -39,10 +45,18 @@ def run(study: StudyConfig) -> None:
   """Runs the cells that have no result.
 
   Raises:
-    ConfigError: a cell cannot be run.
+    ConfigError: a cell cannot be run, or another program runs some of them.
     FloatingPointError: cells have diverged; after all others have run.
     KeyboardInterrupt: it was stopped; the same call goes on.
   """
+  lock = checkpoint.lock_workdir(study.results)
+  try:
+    _run(study)
+  finally:
+    lock.release()
+
+
+def _run(study: StudyConfig) -> None:
   runner = _Runner(study)
   for cell in grid.cells(study):
     if study.trials:
@@ -92,8 +106,9 @@ class _Runner:
     """Returns the scores of a cell, run now if there is no result of it."""
     self._number += 1
     if cell in self._found:
-      grid.require_same(self._study, cell, self._found[cell])
-      return self._found[cell]['scores']
+      with expected(grid.path(self._study, cell)):
+        grid.require_same(self._study, cell, self._found[cell])
+        return self._found[cell]['scores']
     asked = grid.asked(self._study, cell)
     rate = cell.learning_rate
     console.say(
@@ -104,8 +119,6 @@ class _Runner:
     wall, cpu = time.monotonic(), time.process_time()
     config = grid.config_of(self._study, cell)
     scores = self._task.run(config, cell, self._study)
-    if scores is None:
-      raise KeyboardInterrupt
     result = {
         'row': cell.row,
         'column': cell.column,
@@ -189,15 +202,18 @@ def render(study: StudyConfig) -> str:
   if not results:
     return 'No results yet.'
   task, folder = TASKS[study.task], os.path.basename(study.results)
-  figures = [
-      f'![{name}]({folder}/{name}.svg)' for name in task.figures(results)
-  ]
-  return '\n\n'.join(task.render(study, results, figures))
+  with expected(study.results):
+    figures = [
+        f'![{name}]({folder}/{name}.svg)' for name in task.figures(results)
+    ]
+    return '\n\n'.join(task.render(study, results, figures))
 
 
 def write_readme(study: StudyConfig) -> None:
   """Draws the figures, and puts the results into the README if it is ours."""
-  for name, svg in TASKS[study.task].figures(read(study)).items():
+  with expected(study.results):
+    figures = TASKS[study.task].figures(read(study))
+  for name, svg in figures.items():
     write_text(os.path.join(study.results, f'{name}.svg'), svg)
   if os.path.isfile(study.readme):
     with open(study.readme, encoding='utf-8') as file:
@@ -223,7 +239,7 @@ def command(
     render: of the results there are, without a run.
 
   Returns:
-    The exit code: 0 done, 130 stopped; the same command goes on.
+    The exit code: 0 done; that of a signal, stopped; the same command goes on.
 
   Raises:
     ConfigError: something in the experiment or a cell is wrong.
@@ -233,10 +249,10 @@ def command(
   try:
     if not render:
       run(study)
-  except KeyboardInterrupt:
+  except KeyboardInterrupt as stopped:
     _show(study)
     console.say('stopped; the same command goes on')
-    return 130
+    return interrupts.exit_code(*(stopped.args or ('SIGINT',)))
   except FloatingPointError:
     _show(study)
     raise

@@ -32,9 +32,9 @@ def _one_cell(content: Mapping[str, Any]) -> list[Result]:
 class Task(NamedTuple):
   """A kind of table. A file of this folder each, or a few that are alike."""
 
-  # (config of the cell, cell, study) -> scores, JSON values by name; None: it
-  # was interrupted.
-  run: Callable[[Config, Cell, StudyConfig], dict[str, Any] | None]
+  # (config of the cell, cell, study) -> scores, JSON values by name. What a
+  # signal has stopped raises `interrupts.Stopped`.
+  run: Callable[[Config, Cell, StudyConfig], dict[str, Any]]
   # (study, results, Markdown of the figures) -> paragraphs of Markdown.
   render: Callable[[StudyConfig, list[Result], list[str]], list[str]]
   # Results -> name of a figure -> SVG.

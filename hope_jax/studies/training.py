@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hope_jax import interrupts
 from hope_jax.config import Config, ConfigError
 from hope_jax.models import factory
 from hope_jax.tasks.labelling import Arrays, Epochs
@@ -35,7 +36,7 @@ def on_labels(
     *,
     score: Score | None = None,
     until: Callable[[dict[str, float]], bool] | None = None,
-) -> Trained | None:
+) -> Trained:
   """Trains a model on a split of a task.
 
   Args:
@@ -46,10 +47,11 @@ def on_labels(
     until: scores -> whether training may end.
 
   Returns:
-    The model; None if the run was interrupted.
+    The model.
 
   Raises:
     ConfigError: `train.max_seconds` left no time to measure anything.
+    Stopped: by a signal.
   """
   config = dataclasses.replace(
       config, model=dataclasses.replace(config.model, vocab_size=vocab)
@@ -62,8 +64,8 @@ def on_labels(
       evaluate=None if score is None else functools.partial(score, model),
       until=until,
   )
-  if trained.stopped not in ('done', 'until', 'time'):
-    return None
+  if trained.stopped.startswith('SIG'):
+    raise interrupts.Stopped(trained.stopped)
   records = [r for r in trained.history if r['split'] == 'train']
   if not records:
     raise ConfigError(

@@ -8,6 +8,7 @@ import pathlib
 
 import pytest
 
+from hope_jax import files, interrupts
 from hope_jax.config import ConfigError
 from hope_jax.report import markdown
 from hope_jax.studies import grid, runner
@@ -17,7 +18,7 @@ from hope_jax.studies.results import read_json, write_json
 def test_it_goes_on_where_it_stopped(small):
   """If it fails, hours are run again, or a half-run cell is kept."""
   calls, study = small
-  with pytest.raises(KeyboardInterrupt):
+  with pytest.raises(interrupts.Stopped, match='SIGTERM'):
     runner.run(study)
   assert len(calls) == 3
   assert len(runner.read(study)) == 2
@@ -38,6 +39,53 @@ def test_it_goes_on_where_it_stopped(small):
   for name in ('seconds', 'cpu_seconds', 'date', 'data', 'machine'):
     assert name in result
   assert {'jax', 'python', 'device', 'processor'} <= set(result['machine'])
+
+
+def test_a_signal_has_its_exit_code(small, monkeypatch, capsys):
+  """If it fails, what started a study takes the end of a machine for Ctrl-C."""
+  _, study = small
+  monkeypatch.setattr(grid, 'load', lambda *_, **__: study)
+  assert runner.command('small') == 143
+  assert capsys.readouterr().err.splitlines()[-1] == (
+      'stopped; the same command goes on'
+  )
+  assert runner.command('small') == 0
+
+
+def test_one_study_at_a_time_writes_to_a_folder(small):
+  """If it fails, two of the same command train each cell twice."""
+  calls, study = small
+  os.makedirs(study.results)
+  held = files.Lock(os.path.join(study.results, '.lock'))
+  with pytest.raises(ConfigError, match=f'written to by pid {os.getpid()} on'):
+    runner.run(study)
+  assert not calls
+  held.release()
+  calls += [None] * 3  # no signal
+  runner.run(study)
+  assert len(runner.read(study)) == 4
+
+
+@pytest.mark.parametrize(
+    'content',
+    ['', '{"row": "A", ', 'null', '[1]', '{}', '[' * 10**5, '"A"',
+     '{"row": ["A"], "column": "x", "seed": 7}',
+     '{"row": "A", "column": "x", "seed": "7", "scores": {}}',
+     '{"row": "A", "column": "x", "seed": 7}',
+     '{"row": "A", "column": "x", "seed": 7, "scores": NaN}',
+     '{"row": "A", "column": "x", "seed": 7, "scores": {}, "settings": 1}'],
+)
+def test_a_file_that_is_no_result(small, content):
+  """If it fails, a damaged result ends a study in a trace, or is shown."""
+  calls, study = small
+  os.makedirs(study.results)
+  path = pathlib.Path(study.results, 'a_x_7.json')
+  path.write_text(content)
+  for step in (runner.run, runner.write_readme):
+    with pytest.raises(ConfigError, match='results') as caught:
+      step(dataclasses.replace(study, columns_run=('x',)))
+    assert '\n' not in str(caught.value)
+  assert path.read_text() == content
 
 
 def test_rates_are_searched_and_the_best_is_run(small, monkeypatch):
@@ -81,7 +129,7 @@ def test_the_readme_is_made_of_the_results(small):
   """If it fails, a table says what no file does."""
   calls, study = small
   assert runner.render(study) == 'No results yet.'
-  calls += [None] * 3  # no Ctrl-C
+  calls += [None] * 3  # no signal
   runner.run(study)
   runner.write_readme(study)
   text = pathlib.Path(study.readme).read_text()
@@ -100,7 +148,7 @@ def test_the_readme_is_made_of_the_results(small):
 def test_a_cell_that_diverges_does_not_stop_the_others(small, monkeypatch):
   """If it fails, a study ends for good at the first loss that is no number."""
   calls, study = small
-  calls += [None] * 3  # no Ctrl-C
+  calls += [None] * 3  # no signal
   task = grid.TASKS['count']
 
   def diverges(config, cell, study):
