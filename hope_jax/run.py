@@ -32,7 +32,7 @@ from hope_jax.evals import text
 from hope_jax.infer.session import Session
 from hope_jax.models import factory
 from hope_jax.train import checkpoint as checkpoint_lib
-from hope_jax.train import loop, setup
+from hope_jax.train import failures, loop, setup
 from hope_jax.train import state as state_lib
 from hope_jax.types import PyTree
 
@@ -167,10 +167,17 @@ def restore(
 def evaluate(
     config: Config, checkpoint_step: int | None = None
 ) -> dict[str, float]:
-  """Returns loss, bits per byte and their like of held-out text."""
+  """Returns loss, bits per byte and their like of held-out text.
+
+  Raises:
+    ConfigError: as `restore`, or there is no text.
+    FloatingPointError: one of them is not finite.
+  """
   model, params = restore(config, checkpoint_step)
   with jax.set_mesh(sharding.make_mesh(config.mesh)):
-    return _heldout(config, model, params)
+    scores = _heldout(config, model, params)
+  failures.require_finite(scores)
+  return scores
 
 
 def _heldout(config: Config, model: Any, params: PyTree) -> dict[str, float]:

@@ -7,8 +7,9 @@ document's name says nothing of the machine it is read on, because it decides
 whether the document is held out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import functools
+import itertools
 import os
 import pathlib
 from typing import Any, Protocol
@@ -31,6 +32,13 @@ class Source(Protocol):
   def name(self, index: int) -> str:
     """Returns the name of a document without reading it."""
     ...
+
+
+def names_of(source: Source) -> Iterator[str]:
+  """Yields the names of all documents; `source.names()`, where there is one."""
+  if hasattr(source, 'names'):
+    return source.names()  # pyright: ignore[reportAttributeAccessIssue]
+  return map(source.name, range(len(source)))
 
 
 class Files:
@@ -133,6 +141,10 @@ class Joined:
     """Returns the name that the document has in its own source."""
     source, index = self._find(index)
     return source.name(index)
+
+  def names(self) -> Iterator[str]:
+    """Yields the names of all documents."""
+    return itertools.chain.from_iterable(map(names_of, self._sources))
 
   def _find(self, index: int) -> tuple[Source, int]:
     index = range(len(self))[index]

@@ -81,7 +81,8 @@ def train_batches(
         interleave=1,
         align=1,
     )
-  options = _options(texts, tokenizer, tile)
+  # Where texts take turns, documents start no memory, and need no tiles.
+  options = _options(texts, tokenizer, tile if config.interleave == 1 else 1)
   mine = [
       PackedRows(
           grain.MapDataset.source(part.train)
@@ -191,7 +192,6 @@ def _options(
       end=config.end_of_document,
       length=config.sequence_length,
       align=config.align,
-      # Where texts take turns, documents start no memory.
       tile=tile,
   )
 

@@ -11,10 +11,12 @@ libraries that run and unpickle nothing, and no name in them is a path.
 """
 
 import bz2
+from collections.abc import Iterator
 import contextlib
 import errno
 import functools
 import gzip
+import itertools
 import json
 import lzma
 import os
@@ -32,11 +34,13 @@ from hope_jax.data import texts
 _COMPRESSED = {'.gz': gzip, '.bz2': bz2, '.xz': lzma}
 _LINES = ('.jsonl', '.ndjson')
 _PARQUET = ('.parquet',)
-# Bytes of JSON Lines that are checked line by line when a file is opened, about
-# a second; a bad line further on is told when it is reached.
-_CHECKED = 2**28
+# Bytes and lines of JSON Lines that are checked one by one when a file is
+# opened, about a second; a bad line further on is told when it is reached.
+_CHECKED, _CHECKED_LINES = 2**28, 2**17
 # Bytes of a file, or of a column, in memory while it is indexed or unpacked.
 _CHUNK = 2**24
+# Numbers in memory as Python's.
+_AT_ONCE = 2**16
 
 
 class Where(NamedTuple):
@@ -128,10 +132,15 @@ class Lines:
     """Returns the file's name and the number of the line, from 1."""
     return f'{self._file.name}:{self._numbers[index] + 1}'
 
+  def names(self) -> Iterator[str]:
+    """Yields all names; one by one they would be seconds of a long file."""
+    return _numbered(self._file.name, self._numbers + 1)
+
   def _check(self) -> np.ndarray:
     """Returns which lines have a text, as far as lines are checked."""
     kept = np.ones(len(self._numbers), bool)
     checked = np.searchsorted(self._begins[self._numbers], _CHECKED)
+    checked = min(int(checked), _CHECKED_LINES)
     content = self._content
     with contextlib.ExitStack() as stack:
       if isinstance(content, str) and checked:
@@ -217,6 +226,18 @@ class Regions:
     row = self._kept[index]
     return f'{self._name}:{row}' if self._numbered else self._name
 
+  def names(self) -> Iterator[str]:
+    """Yields all names, see `Lines.names`."""
+    if self._numbered:
+      return _numbered(self._name, self._kept)
+    return itertools.repeat(self._name, len(self))
+
+
+def _numbered(name: str, numbers: np.ndarray) -> Iterator[str]:
+  for some in np.array_split(numbers, len(numbers) // _AT_ONCE + 1):
+    for number in some.tolist():
+      yield f'{name}:{number}'
+
 
 def _line_ends(text: texts.FileText) -> np.ndarray:
   """Returns where each line ends, [N] int64; the last may want a newline."""
@@ -272,12 +293,9 @@ def _parquet(content: str | BinaryIO, file: Where, field: str) -> Regions:
   out, sizes = tempfile.TemporaryFile(prefix='hope_jax-'), [np.zeros(1, int)]
   try:
     # A column is read through a buffer: it may be as large as the file.
-    with pq.ParquetFile(content, buffer_size=2**20) as reader:
+    with pq.ParquetFile(content, buffer_size=_CHUNK) as reader:
       _require_column(reader.schema_arrow, field, file.path)
-      rows = _rows_of_chunk(reader.metadata, field)
-      for batch in reader.iter_batches(
-          rows, columns=[field], use_threads=False
-      ):
+      for batch in _batches(reader, field):
         column = batch.column(0)
         if column.null_count:
           row = sum(map(len, sizes)) - 1 + column.is_null().index(True).as_py()
@@ -310,6 +328,19 @@ def _require_column(schema: Any, field: str, path: str) -> None:
     raise ConfigError(
         f'data.text_field: {field!r} in {path!r} holds {str(kind)[:40]}; give a'
         ' column of text'
+    )
+
+
+def _batches(reader: Any, field: str) -> Iterator[Any]:
+  """Yields a column of a Parquet file, a part in memory at a time.
+
+  One group of rows after the other: asked for all of them, the library keeps
+  what it has read of each, at four times the cost.
+  """
+  rows = _rows_of_chunk(reader.metadata, field)
+  for group in range(reader.num_row_groups):
+    yield from reader.iter_batches(
+        rows, row_groups=[group], columns=[field], use_threads=False
     )
 
 

@@ -13,7 +13,14 @@ import numpy as np
 from hope_jax.config import ConfigError, DataConfig
 from hope_jax.config.build import first_line
 from hope_jax.data import matching, records, texts
-from hope_jax.data.documents import Files, Joined, Records, Source, name_of
+from hope_jax.data.documents import (
+  Files,
+  Joined,
+  Records,
+  Source,
+  name_of,
+  names_of,
+)
 
 # What a Python installation carries beside the library itself: compiled files,
 # other people's packages, the library's own tests; and the documentation as one
@@ -93,8 +100,7 @@ def split(source: Source, holdout: float) -> tuple[Source, Source]:
     size = len(text)
     cut = size - min(max(1, round(size * holdout)), size - 1)
     return _Part(source, 0, cut), _Part(source, cut, size)
-  names = map(source.name, range(len(source)))
-  rank = np.fromiter(map(_rank, names), float, len(source))
+  rank = np.fromiter(map(_rank, names_of(source)), float, len(source))
   heldout = rank < holdout
   if not heldout.any():
     heldout[rank.argmin()] = True

@@ -19,7 +19,7 @@ from hope_jax.config import ModelConfig
 from hope_jax.models.blocks import fast_shapes
 from hope_jax.models.layers import DotGeneral
 from hope_jax.models.lm import LanguageModel
-from hope_jax.models.packing import require_room
+from hope_jax.models.packing import locate, require_dense, require_room
 from hope_jax.nested import continuum, levels
 from hope_jax.sharding import constrain
 from hope_jax.types import Array, PyTree
@@ -49,8 +49,8 @@ class InContextModel(nn.Module):
   Parameters are those of `LanguageModel`; the levels' are initial states. A
   text may be fed in calls of any length. Segments must start at multiples of
   the fastest period: a start elsewhere is refused, or where that cannot be seen
-  (inside `jit`) gives NaN in its row, see `nested.levels.REASONS`. Padding at
-  the end of a call takes its place in the open chunk.
+  (inside `jit`) gives NaN in its row, see `nested.levels.REASONS`. Padding
+  takes its place in the open chunk, so that no document goes on behind it.
 
   Attributes:
     config: sizes and choices.
@@ -78,11 +78,13 @@ class InContextModel(nn.Module):
     if self.is_initializing():
       return model(tokens, segment_ids=segment_ids, positions=positions)
     # A chunk is rematerialised as a whole.
-    require_room(
-        self.config, segment_ids,
-        place=None if state is None else state.begin['place'],
-        fill=0 if state is None else state.fill,
-    )
+    place, fill = None, 0
+    if state is not None:
+      open_chunk, fill = state.segment_ids, state.fill
+      begin = state.begin['place']
+      _, place = locate(open_chunk, begin, *open_chunk.shape)
+      require_dense(segment_ids, place, fill, self.config.continuum.periods[0])
+    require_room(self.config, segment_ids, place, fill)
     config = dataclasses.replace(self.config, remat='none')
     pure = LanguageModel(config, self.dot_general, parent=None)
     reader = _Reader(pure, meta.unbox(self.variables['params']))
@@ -202,6 +204,8 @@ class _Reader:
       (logits, end, diagnostics), new = continuum.chunk(
           self._loss, fast, *inputs, tokens=self.size, options=self.options
       )
+      # Padding alone: nothing was read, and no level comes nearer its due.
+      new = levels.select(jnp.any(ids != 0, axis=1), new, fast)
       return (new, end), logits, diagnostics
 
     def read():

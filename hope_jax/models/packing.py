@@ -92,9 +92,12 @@ def require_room(
     place: Place | None = None,
     fill: Any = 0,
 ) -> None:
-  """Refuses rows that a model would answer with NaN, see `levels.REASONS`.
+  """Refuses rows that a model would answer with NaN, or read as another text.
 
-  Inside `jit`, where nothing can be seen of them, it does nothing.
+  NaN: see `levels.REASONS`. Another text: padding inside a document counts for
+  what looks a few tokens back; it may end a call, and of an in-context model no
+  call that is gone on from. Inside `jit`, where nothing can be seen of the
+  rows, it does nothing.
 
   Args:
     config: the model.
@@ -103,15 +106,13 @@ def require_room(
     fill: tokens in the open chunk of an in-context model.
 
   Raises:
-    ConfigError: a row has more documents than the chunk grid has room for, or
-      one that starts off it; it names the row and what helps.
+    ConfigError: a row has more documents than the chunk grid has room for, one
+      that starts off it, or one with padding inside; it names the row and what
+      helps.
   """
-  traced = (
-      isinstance(x, jax_core.Tracer)
-      for x in jax.tree.leaves((segment_ids, place, fill))
-  )
-  if segment_ids is None or any(traced):
+  if segment_ids is None or _is_traced(segment_ids, place, fill):
     return
+  _require_no_gap(np.asarray(segment_ids), place)
   tile = architectures.chunk_of(config)
   grid, off_grid = architectures.start_of(config)
   if tile == grid == 1:
@@ -138,6 +139,57 @@ def require_room(
       raise ConfigError(
           f'{who} {levels.REASONS["crowded_rows"]} (of {tile} tokens: {needed}'
           f' tiles, and there is room for {room})'
+      )
+
+
+def require_dense(
+    segment_ids: Any, place: Place, fill: Any, size: int
+) -> None:
+  """Refuses to go on behind padding that took its place in an open chunk.
+
+  Inside `jit`, where nothing can be seen of it, it does nothing.
+
+  Args:
+    segment_ids: [B, T], as of `locate`, of the call; None: all rows go on.
+    place: where the last call stopped.
+    fill: tokens in the open chunk, padding included.
+    size: of a chunk, at multiples of which documents start.
+
+  Raises:
+    ConfigError: a row does; it names the row and what helps.
+  """
+  if _is_traced(segment_ids, place, fill):
+    return
+  held, position = map(np.asarray, place)
+  goes_on = held != 0
+  if segment_ids is not None:
+    ids = np.asarray(segment_ids)
+    goes_on &= ids[np.arange(len(ids)), (ids != 0).argmax(axis=1)] == held
+  padded = goes_on & (position % size != int(fill))
+  if padded.any():
+    raise ConfigError(
+        f'row {padded.argmax()} of a batch goes on with a document behind'
+        " padding, which counts where continuum.regime='in_context': end calls"
+        f' without padding, or at multiples of {size} tokens of a document'
+    )
+
+
+def _is_traced(*values: Any) -> bool:
+  return any(isinstance(x, jax_core.Tracer) for x in jax.tree.leaves(values))
+
+
+def _require_no_gap(ids: np.ndarray, place: Place | None) -> None:
+  """Refuses rows in which a document goes on after padding."""
+  for row, of_row in enumerate(ids):
+    at = np.flatnonzero(of_row)
+    held = 0 if place is None else int(place.segment[row])
+    goes_on = np.diff(of_row[at], prepend=held) == 0
+    gaps = np.diff(at, prepend=-1) > 1
+    if np.any(goes_on & gaps):
+      raise ConfigError(
+          f'row {row} of a batch has padding inside a document, before token'
+          f' {at[goes_on & gaps][0]}: padding may only follow one (segment id'
+          ' 0, and then another id), or end a call'
       )
 
 

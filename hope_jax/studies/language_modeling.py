@@ -2,10 +2,11 @@
 
 import dataclasses
 import functools
-import math
 import statistics
 import typing
 from typing import Any
+
+import numpy as np
 
 from hope_jax import interrupts
 from hope_jax import run as run_lib
@@ -14,6 +15,7 @@ from hope_jax.studies import tables
 from hope_jax.studies.results import Entries, Result, by_cell
 from hope_jax.studies.task import Cell, Task
 from hope_jax.studies.training import parameter_count
+from hope_jax.train import failures
 
 _SOURCES = typing.get_args(typing.get_type_hints(DataConfig)['source'])
 
@@ -36,6 +38,7 @@ def run(config: Config, cell: Cell, study: StudyConfig) -> dict[str, Any]:
   Raises:
     ConfigError: the column is no source and has no fields, or
       `train.max_seconds` ended the run.
+    FloatingPointError: the held-out loss is no number.
     Stopped: by a signal.
   """
   if cell.column in _SOURCES:
@@ -57,12 +60,13 @@ def run(config: Config, cell: Cell, study: StudyConfig) -> dict[str, Any]:
   if trained.stopped != 'done':
     raise interrupts.Stopped(trained.stopped)
   last = [r for r in trained.history if r['split'] == 'heldout'][-1]
+  failures.require_finite({'loss': last['loss']})
   speeds = [
       r['tokens_per_second'] for r in trained.history if r['split'] == 'train'
   ]
   return {
       'loss': last['loss'],
-      'perplexity': math.exp(last['loss']),
+      'perplexity': float(np.exp(last['loss'])),
       'bits_per_byte': last['bits_per_byte'],
       'steps': int(trained.state.step),
       'parameters': parameter_count(trained.state.params),

@@ -37,7 +37,7 @@ from hope_jax.studies import machine
 from hope_jax.studies.results import write_json, write_text
 from hope_jax.studies.training import parameter_count
 from hope_jax.train import checkpoint as checkpoint_lib
-from hope_jax.train import setup
+from hope_jax.train import failures, setup
 from hope_jax.types import PyTree
 
 # What the evaluation of the held-out text may take; a model that needs longer
@@ -149,11 +149,13 @@ def _evaluate(config: Config, params: PyTree) -> dict[str, float]:
   batches = pipeline.heldout_batches(
       config.data, tile=architectures.chunk_of(config.model)
   )
-  return text.evaluate(
+  scores = text.evaluate(
       models.language_model(config.model),
       params,
       _for_seconds(batches, _EVALUATION_SECONDS),
   )
+  failures.require_finite(scores)
+  return scores
 
 
 def _for_seconds(items: Iterable, seconds: float) -> Iterator:

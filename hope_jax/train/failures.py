@@ -1,10 +1,11 @@
 """What is said of a read or a write that failed: one line, and why."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import errno
 import gc
 import logging
+import math
 import re
 import resource
 import sys
@@ -100,6 +101,20 @@ def of_machine(error: BaseException) -> str:
   if isinstance(error, OSError):
     return f'{error.filename}: '.removeprefix('None: ') + reason(error)
   return ''
+
+
+def require_finite(scores: Mapping[str, float], when: str = '') -> None:
+  """Refuses held-out scores that are no numbers.
+
+  Raises:
+    FloatingPointError: one is not finite; the message ends with `when`.
+  """
+  for name, value in scores.items():
+    if not math.isfinite(value):
+      raise FloatingPointError(
+          f'the held-out {name} is {value}, which the parameters or the text'
+          f' make beyond all numbers{when}'
+      )
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -83,8 +83,8 @@ def train(
   Raises:
     ConfigError: the configuration does not fit the workdir or the devices,
       another program writes there, a checkpoint is damaged, the disk is full.
-    FloatingPointError: the loss, the gradient or the update is not finite, and
-      `train.not_finite` is 'stop'.
+    FloatingPointError: the loss, the gradient, the update or a held-out metric
+      is not finite, and `train.not_finite` is 'stop'.
   """
   clock = time.monotonic()
   every = config.train
@@ -249,7 +249,15 @@ class _Report:
     )
 
   def heldout(self, step: int, scores: dict[str, float]) -> None:
-    """Writes down held-out metrics."""
+    """Writes down held-out metrics.
+
+    Raises:
+      FloatingPointError: one is not finite, and the run stops at that.
+    """
+    if not self._skips:
+      failures.require_finite(
+          scores, f' at step {step}; checkpoints of earlier steps are kept'
+      )
     self._files.write(step, 'heldout', scores)
     shown = ', '.join(f'{k} {v:.4g}' for k, v in scores.items())
     self.bar.write(f'step {step}: held out: {shown}', file=console.stderr)

@@ -13,6 +13,7 @@ import pytest
 from hope_jax import data
 from hope_jax.config import ConfigError, DataConfig
 from hope_jax.data import records, sources, texts
+from hope_jax.data.documents import names_of
 
 TEXTS = ['first', 'é 漢 🦙\n', 'a "quoted" \\ line', 'x' * 70]
 
@@ -147,9 +148,38 @@ def test_rows_of_parquet_are_documents(tmp_path, kind, monkeypatch):
       tmp_path / 'a.parquet', {'n': list(range(300)), 'text': column},
       row_group_size=70,
   )
-  assert _all(_open(path)) == [
+  source = _open(path)
+  assert _all(source) == [
       (f'a.parquet:{i}', t.encode()) for i, t in enumerate(rows) if t
   ]
+  assert list(names_of(source)) == [name for name, _ in _all(source)]
+
+
+def test_a_long_file_costs_its_texts_and_no_more(tmp_path):
+  """A failure means that lines are parsed, or groups kept, before their turn.
+
+  What opening does for each of a million lines is seconds; for each group of
+  rows, the memory of the whole file.
+  """
+  pa = pytest.importorskip('pyarrow', reason='pyarrow is not installed')
+  import pyarrow.parquet as pq
+
+  path = tmp_path / 'a.jsonl'
+  line = '{"text": "a"}\n'
+  path.write_text(line * records._CHECKED_LINES + 'not json\n')
+  assert len(_open(path)) == records._CHECKED_LINES + 1
+  path = tmp_path / 'a.parquet'
+  rows = pa.table({'text': [f'{i} ' + 'a b c d e' * 2000 for i in range(500)]})
+  with pq.ParquetWriter(path, rows.schema, compression='none') as writer:
+    for _ in range(10):  # 9 MB each
+      writer.write_table(rows)
+  before = pa.total_allocated_bytes()
+  with pq.ParquetFile(path) as reader:
+    most = max(
+        pa.total_allocated_bytes() - before
+        for _ in records._batches(reader, 'text')
+    )
+  assert most < 2**26, most
 
 
 def test_parquet_that_cannot_be_read_is_one_line(tmp_path):
@@ -209,6 +239,7 @@ def test_files_of_all_kinds_in_one_glob(tmp_path):
   assert _all(source) == [('a.txt', b'a'), ('b.jsonl:1', b'b1'),
                           ('b.jsonl:2', b'b2'), ('c.txt', b'c')]
   assert [source.name(i) for i in range(4)] == [n for n, _ in _all(source)]
+  assert list(names_of(source)) == [n for n, _ in _all(source)]
   with pytest.raises(IndexError):
     _ = source[4]
   with pytest.raises(ConfigError, match='only empty files'):

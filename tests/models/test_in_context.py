@@ -1,6 +1,7 @@
 """The in-context regime around a language model."""
 
 import dataclasses
+import functools
 
 from flax.core import meta
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from hope_jax import main, optim
-from hope_jax.config import ContinuumConfig, ModelConfig
+from hope_jax.config import ConfigError, ContinuumConfig, ModelConfig
 from hope_jax.models.factory import language_model
 from hope_jax.models.lm import LanguageModel
 from hope_jax.train import metrics
@@ -123,6 +124,45 @@ def test_documents_are_apart(hope):
   astray = jnp.asarray([[1] * 7 + [2] * 11, [1] * 18])
   logits, _ = apply(TOKENS, astray)
   assert np.isnan(logits[0]).any() and not np.isnan(logits[1]).any()
+
+
+@pytest.mark.parametrize(
+    ('cut', 'pads', 'exact'),
+    [(8, 4, True), (8, 8, True), (7, 1, False), (8, 2, False), (7, 5, False)],
+)
+@pytest.mark.parametrize('named', [True, False])
+def test_padding_does_not_count_or_is_refused(hope, cut, pads, exact, named):
+  """If this fails, a row that waits for others in its batch is another text."""
+  model, params, apply = hope
+  whole, _ = apply(TOKENS[:, :12])
+  _, state = apply(
+      jnp.pad(TOKENS[:, :cut], ((0, 0), (0, pads))),
+      jnp.asarray([[1] * cut + [0] * pads] * 2),
+  )
+  rest = TOKENS[:, cut:12]
+  ids = jnp.ones_like(rest) if named else None
+  go_on = functools.partial(model.apply, {'params': params}, rest, state)
+  if not exact:
+    with pytest.raises(ConfigError, match='row 0 .* behind padding'):
+      go_on(segment_ids=ids)
+  else:
+    found, _ = go_on(segment_ids=ids)
+    np.testing.assert_allclose(found, whole[:, cut:], atol=1e-5)
+  if (cut + pads) % 4 == 0:  # Another document may begin there.
+    go_on(segment_ids=jnp.full_like(rest, 2))
+
+
+def test_two_documents_in_two_calls(hope):
+  """If this fails, a call may not end inside a row's second document."""
+  model, params, apply = hope
+  ids = jnp.asarray([[1] * 4 + [2] * 8] * 2)
+  whole, _ = apply(TOKENS[:, :12], ids)
+  first, state = apply(TOKENS[:, :6], ids[:, :6])
+  second, _ = model.apply(
+      {'params': params}, TOKENS[:, 6:12], state, segment_ids=ids[:, 6:]
+  )
+  both = np.concatenate([first, second], axis=1)
+  np.testing.assert_allclose(both, whole, atol=1e-5)
 
 
 def test_rows_are_independent(hope):

@@ -230,6 +230,28 @@ def test_every_nan_has_a_reason():
   assert reasons == set(levels.REASONS)
 
 
+@pytest.mark.parametrize(
+    ('ids', 'held', 'refused'),
+    [
+        ([1, 1, 0, 1], None, True), ([1, 0, 0, 1], None, True),
+        ([2, 1, 0, 1], None, True), ([0, 0, 5, 5], 5, True),
+        ([1, 1, 0, 2], None, False), ([0, 0, 1, 1], None, False),
+        ([1, 1, 0, 0], 1, False), ([0, 0, 2, 2], 1, False),
+        ([0, 0, 0, 0], 1, False), ([2, 0, 1, 0], 1, False),
+    ],
+)
+def test_padding_inside_a_document(ids, held, refused):
+  """A failure means that a model reads the padding as a part of the text."""
+  config = _config('transformer').model
+  place = held and packing.Place(np.array([9, held]), np.array([3, 3]))
+  rows = np.array([[9] * 4, ids])
+  if not refused:
+    packing.require_room(config, rows, place)
+    return
+  with pytest.raises(ConfigError, match='row 1 .* padding inside a document'):
+    packing.require_room(config, rows, place)
+
+
 def test_models_without_a_grid_take_all_rows():
   """A failure means that a Transformer is refused for Hope's chunks."""
   config = _config('transformer')

@@ -1,5 +1,7 @@
 """Numbers that are not finite: nothing of them is saved."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,6 +63,27 @@ def test_a_gradient_that_is_not_finite(tmp_path, log_every):
   config = standin.make_config(**groups)
   assert checkpoint.Checkpoints(config).steps() == [3]
   assert int(train(Marked(), **groups).state.step) == 6
+
+
+def test_a_held_out_loss_that_is_not_finite(tmp_path):
+  """If it fails, a model that cannot read its held-out text goes on unsaid."""
+  groups = {'workdir': tmp_path, 'train': {'checkpoint_every': 1}}
+  config = standin.make_config(**groups)
+  found = iter((2.0, np.nan))
+  run = functools.partial(
+      loop.train, MODEL, Marked(), progress=False,
+      evaluate=lambda params: {'loss': next(found)},
+  )
+  with pytest.raises(
+      FloatingPointError, match='held-out loss is nan, .* at step 6; check'
+  ):
+    run(config)
+  assert checkpoint.Checkpoints(config).steps() == [4, 5]
+  found = iter((np.inf,))
+  skips = standin.make_config(
+      workdir=tmp_path, train={'checkpoint_every': 1, 'not_finite': 'skip'}
+  )
+  assert run(skips).stopped == 'done'
 
 
 def test_an_update_that_is_not_finite(tmp_path, monkeypatch):
