@@ -22,6 +22,7 @@ from hope_jax.optim import frequency
 from hope_jax.train import checkpoint as checkpoint_lib
 from hope_jax.train import failures, losses, setup
 from hope_jax.train import metrics as metrics_lib
+from hope_jax.train import record as record_lib
 from hope_jax.train import state as state_lib
 
 
@@ -303,7 +304,7 @@ class _Files:
       state = run.create()
     else:
       state, position = self._checkpoints.restore(run.shapes, step)
-      batches.set_state(position)
+      self._go_to(batches, position, int(state.step))
       if step is not None:
         self._checkpoints.set_aside_after(step)
     made = int(state.step)
@@ -318,6 +319,17 @@ class _Files:
           f' are left out: {others}'
       )
     return state
+
+  def _go_to(self, batches: Batches, position: Any, step: int) -> None:
+    try:
+      record_lib.require_place(position, like=batches.get_state())
+      batches.set_state(position)
+    except (LookupError, TypeError, ValueError) as error:
+      raise ConfigError(
+          f'checkpoint {step} in {self._workdir!r} holds no place in this data'
+          f' ({failures.reason(error)}); to go on from an older one add'
+          ' --checkpoint_step=STEP'
+      ) from error
 
   def write(self, step: int, split: str, values: dict[str, float]) -> None:
     """Adds a record to the history and to the files."""

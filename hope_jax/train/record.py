@@ -18,11 +18,13 @@ import numpy as np
 
 from hope_jax import config as config_lib
 from hope_jax.config import Config
-from hope_jax.config.build import flat
+from hope_jax.config.build import flat, shown
 
 Record = dict[str, Any]
 
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
+# Above all counts of documents, tokens and rows; JSON knows no more digits.
+_MOST = 2**53
 # What the checksum of the record is of.
 _SUMMED = ('step', 'config', 'versions', 'data')
 
@@ -61,10 +63,36 @@ def require_whole(record: Record, step: int) -> None:
     raise ValueError(f'the record holds the data of other than {count!r}')
   if record.get('step', step) != step:
     raise ValueError(f'the record is that of step {record["step"]!r}')
-  # Nor did they have a checksum.
+  # Nor did they have a checksum, or a step.
   sums = record['checksums']
-  if sums.get('record', _digest(record)) != _digest(record):
+  if ('record' in sums or 'step' in record) and (
+      sums.get('record') != _digest(record)
+  ):
     raise ValueError('the record is not the one written')
+
+
+def require_place(found: Any, like: Any) -> None:
+  """Refuses what is no place in the data.
+
+  Args:
+    found: what a record says.
+    like: the state of the data at its beginning. Where it has a count, 0 or
+      more, there has to be one; what it has not may be anything.
+
+  Raises:
+    ValueError: something in it is of another kind, or out of range.
+  """
+  if isinstance(like, dict) and isinstance(found, dict):
+    for name in like.keys() & found.keys():
+      require_place(found[name], like[name])
+  elif isinstance(like, list) and isinstance(found, list):
+    for one, other in zip(found, like):
+      require_place(one, other)
+  elif type(like) is int and like >= 0:
+    if type(found) is not int or not 0 <= found < _MOST:
+      raise ValueError(f'a count is {shown(found)}')
+  elif isinstance(like, (dict, list)):
+    raise ValueError(f'{shown(found)} is there for {type(like).__name__}')
 
 
 def differences(

@@ -171,6 +171,8 @@ def digits(text):
   for name, value in changes.items():
     yield json.dumps(record | {name: value})
   yield json.dumps(record | {'data': record['data'] * 2})
+  sums = {k: v for k, v in record['checksums'].items() if k != 'record'}
+  yield json.dumps(record | {'checksums': sums})
   yield text[: len(text) // 2]
   yield 'null'
 
@@ -187,6 +189,20 @@ def test_a_changed_record(trained):
     assert 'checkpoints/2 is damaged' in one_line(error)
     assert '--checkpoint_step=1' in one_line(error)
   path.write_text(text)
+  assert int(train(trained, train={'steps': 3}).state.step) == 3
+
+
+def test_a_place_in_the_data_has_a_range(trained):
+  """If it fails, a record without a checksum ends in a trace, or anywhere."""
+  path = about_of(trained, 2)
+  of_old = json.loads(path.read_text())
+  del of_old['checksums']['record'], of_old['step']
+  values = -1, 10**30, 1.5, None, '2', [], {}, float('nan'), True
+  for place in (*({'position': value} for value in values), None, 3):
+    path.write_text(json.dumps(of_old | {'data': [place]}))
+    with pytest.raises(ConfigError, match='checkpoint 2 .* no place in this'):
+      train(trained, train={'steps': 3})
+  path.write_text(json.dumps(of_old))
   assert int(train(trained, train={'steps': 3}).state.step) == 3
 
 
