@@ -112,7 +112,10 @@ LINES = (
     (('train', '--config=tiny', '--config.train.steps'), 'train.steps'),
     (('train', '--config=tiny', '--workdir=gs://bucket/run'), 'gs://'),
     (('train', '--config=tiny', '--workdir=~nobody-of-us/run'), 'nobody'),
+    (('train', '--config=tiny', '--workdir=a\0b'), 'workdir'),
     (('eval', '--workdir=nowhere'), 'nowhere'),
+    (('eval', '--workdir=a\0b'), 'workdir'),
+    (('eval', '--workdir=deep'), 'deep/config.json'),
     (('eval',), 'workdir'),
     (('generate', '--workdir=nowhere', '--tokens=0'), 'tokens'),
     (('generate', '--workdir=nowhere', '--temperature=nan'), 'temperature'),
@@ -123,6 +126,10 @@ LINES = (
     (('study', '--config=tiny'), 'tiny'),
     (('study',), 'config'),
     (('study', '--config=mqar:huge'), 'huge'),
+    (('study', '--config=mqar:tiny', '--workdir=planted', '--render'),
+     'planted/x.json'),
+    (('study', '--config=mqar:tiny', '--workdir=empty.txt'), 'empty.txt'),
+    (('study', '--config=mqar:tiny', '--workdir=gs://b/r'), 'gs://'),
     (('study', '--config=mqar:tiny', '--config.rows_run=Mamba'), 'Mamba'),
     (('study', '--config=mqar:tiny', '--config.columns_run=5'), "'5'"),
     (('study', '--config=mqar:tiny', '--config.seeds=-1'), 'seeds'),
@@ -148,6 +155,10 @@ def folder(tmp_path, monkeypatch):
   (tmp_path / 'notes.parquet').write_bytes(b'PAR1 no more')
   (tmp_path / 'empty.txt').write_bytes(b'')
   (tmp_path / 'broken.py').write_text('def get_config(): return 1 / 0\n')
+  (tmp_path / 'deep').mkdir()
+  (tmp_path / 'deep' / 'config.json').write_text('[' * 10**5)
+  (tmp_path / 'planted').mkdir()
+  (tmp_path / 'planted' / 'x.json').write_text('{"row": 3, "column": "4"}')
   here = tmp_path / 'here'
   here.mkdir()
   (here / 'config.json').write_text(json.dumps({'model': {'dmi': 3}}))

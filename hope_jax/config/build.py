@@ -61,13 +61,14 @@ def folder(path: str, name: str) -> str:
   """Returns the path of a folder, with `~` written out.
 
   Raises:
-    ConfigError: it is on no file system that is mounted here.
+    ConfigError: it is on no file system that is mounted here, or no path.
   """
   require(
       '://' not in path,
       f'{name} is a folder of a mounted file system; got {path!r}, and stores'
       ' such as gs:// have to be mounted first (gcsfuse, s3fs)',
   )
+  require('\0' not in path, f'{name} is a path; got {path!r}')
   path = os.path.expanduser(path)
   require(
       not path.startswith('~'),

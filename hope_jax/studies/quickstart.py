@@ -76,7 +76,8 @@ def run(
     result = run_lib.train(config, checkpoint_step=checkpoint_step)
     baselines = baselines.result()
   step, params = int(result.state.step), result.state.params
-  logged = [r for r in result.history if r['split'] == 'train']
+  history = _measured(result.history)
+  logged = [r for r in history if r['split'] == 'train']
   facts = {
       'architecture': config.model.architecture,
       'parameters': parameter_count(params),
@@ -107,7 +108,7 @@ def run(
           'of_bytes': len(heldout),
       },
       'baselines': baselines,
-      'curve': _curve(result.history, facts['bytes'] / max(step, 1)),
+      'curve': _curve(history, facts['bytes'] / max(step, 1)),
       'second_reading': reading,
       'sample': sample,
       'training': facts,
@@ -201,6 +202,24 @@ def _sample(config: Config, params: PyTree) -> dict[str, Any]:
   session.feed(_PROMPT)
   text = session.generate(_SAMPLE_TOKENS, temperature=_TEMPERATURE)
   return {'prompt': _PROMPT, 'text': text + session.flush()}
+
+
+def _measured(
+    history: Sequence[Mapping[str, Any]],
+) -> list[Mapping[str, Any]]:
+  """Leaves out skipped steps, and records of other hands, without numbers."""
+  wanted = {
+      'train': ('bits_per_byte', 'loss', 'tokens'),
+      'heldout': ('bits_per_byte',),
+  }
+  return [
+      record for record in history
+      if record['split'] in wanted
+      and all(
+          math.isfinite(record.get(name, math.nan))
+          for name in wanted[record['split']]
+      )
+  ]
 
 
 def _bytes_per_step(logged: Sequence[Mapping[str, float]]) -> float:

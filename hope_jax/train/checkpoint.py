@@ -57,7 +57,7 @@ def load_config(workdir: str) -> Config:
     raise ConfigError(
         f'no run in workdir {workdir!r}: {path} does not exist'
     ) from error
-  except (OSError, ValueError) as error:
+  except (OSError, RecursionError, ValueError) as error:
     raise ConfigError(f'{path} cannot be read: {error}') from error
   return config_lib.from_dict(values)
 

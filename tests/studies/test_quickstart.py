@@ -72,6 +72,12 @@ def test_reports_and_goes_on(small_model, corpus, tmp_path, capsys):
   counts = {level['name']: level['updates'] for level in results['levels']}
   assert (counts['base'], counts['level_1'], counts['level_2']) == (4, 2, 1)
 
+  # What has no numbers is not drawn.
+  with (tmp_path / 'run' / 'metrics.jsonl').open('a') as file:
+    file.write('{"step": 3, "split": "skipped", "total": 1}\n'
+               '{"step": 3, "split": "<b>", "bits_per_byte": 1.0}\n'
+               '{"step": 3, "split": "train", "bits_per_byte": 1.0}\n'
+               '{"step": 4, "split": "heldout", "bits_per_byte": NaN}\n')
   assert main_lib.main([*args, '--config.train.steps=6']) == 0
   results = json.loads((tmp_path / 'run' / 'report.json').read_text())
   assert (results['training']['from_step'], results['training']['step']) == (
