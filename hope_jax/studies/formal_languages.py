@@ -57,6 +57,12 @@ def splits(column: str, study: StudyConfig, seed: int) -> task.Splits:
   return made
 
 
+def check(study: StudyConfig) -> None:
+  """Refuses a language from elsewhere that is none."""
+  if study.data_dir or study.language:
+    splits(study.shown_columns[0], study, study.seeds[0])
+
+
 def run(config: Config, cell: Cell, study: StudyConfig) -> dict[str, Any]:
   """Trains until Bin0 and Bin1 are all right, or to the last step.
 
@@ -215,6 +221,7 @@ TASK = Task(
     run,
     functools.partial(tables.render, grids),
     figures,
+    check=check,
     counts=tuple(task.COUNTS),
     lengths=tuple(task.LENGTHS),
     columns=tuple(task.LANGUAGES),

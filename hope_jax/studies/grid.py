@@ -263,6 +263,11 @@ def _check(study: StudyConfig) -> None:
         f' got {study.task!r}'
     )
   task = TASKS[study.task]
+  if study.task != 'formal_languages' and (study.data_dir or study.language):
+    raise ConfigError(
+        'StudyConfig.data_dir and language are of formal languages; the task'
+        f' {study.task!r} reads neither'
+    )
   names = list(study.fields)
   for field, given in (
       ('rows', [row['name'] for row in study.rows]),

@@ -167,6 +167,16 @@ def _trainer(cell: Cell, config: Config, study: StudyConfig) -> Trainer:
   return _kept[0][1]
 
 
+def check(study: StudyConfig) -> None:
+  """Refuses a study that sets what an optimizer brings itself."""
+  for field in study.base.get('optimizer', {}):
+    require(
+        field in READS,
+        f'base.optimizer.{field} is not read by this study, where each row is'
+        f' an optimizer with options of its own; it reads {", ".join(READS)}',
+    )
+
+
 def run(config: Config, cell: Cell, study: StudyConfig) -> dict[str, Any]:
   """Trains with an optimizer at a learning rate.
 
@@ -182,15 +192,7 @@ def run(config: Config, cell: Cell, study: StudyConfig) -> dict[str, Any]:
     'milliseconds' and 'cpu_milliseconds' (medians). Of the landscape also
     'trace', all points, and 'settled', the steps to the bottom.
 
-  Raises:
-    ConfigError: the study sets what an optimizer brings itself.
   """
-  for field in study.base.get('optimizer', {}):
-    require(
-        field in READS,
-        f'base.optimizer.{field} is not read by this study, where each row is'
-        f' an optimizer with options of its own; it reads {", ".join(READS)}',
-    )
   # What rates and seeds have in common, so that they share a compiled step.
   common = dataclasses.replace(
       config,
@@ -320,6 +322,7 @@ TASK = Task(
     run,
     render,
     figures,
+    check=check,
     columns=('landscape', 'text', 'digits', 'tfds'),
     rows=registry.OPTIMIZERS,
     loss=report.heldout_loss,

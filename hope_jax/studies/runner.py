@@ -49,6 +49,7 @@ def run(study: StudyConfig) -> None:
     FloatingPointError: cells have diverged; after all others have run.
     KeyboardInterrupt: it was stopped; the same call goes on.
   """
+  TASKS[study.task].check(study)
   lock = checkpoint.lock_workdir(study.results)
   try:
     _run(study)

@@ -39,6 +39,8 @@ class Task(NamedTuple):
   render: Callable[[StudyConfig, list[Result], list[str]], list[str]]
   # Results -> name of a figure -> SVG.
   figures: Callable[[list[Result]], dict[str, str]] = lambda results: {}
+  # Refuses a study, before a cell is run, of which none can be.
+  check: Callable[[StudyConfig], None] = lambda study: None
   # What `StudyConfig.counts`, `lengths` and `options` may name, and a column or
   # a row be; '#' is a number, or several as '4+8', '*' is anything.
   counts: Sequence[str] = ()

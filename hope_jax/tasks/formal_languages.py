@@ -30,7 +30,8 @@ All data comes in one form, whoever made it:
         }
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import contextlib
 import importlib.util
 import os
 from typing import NamedTuple
@@ -273,6 +274,17 @@ def _example(
   return Example(tuple(symbols), tuple(frozenset(s) for s in legal))
 
 
+@contextlib.contextmanager
+def _failing(source: str) -> Iterator[None]:
+  """Turns what a user's code raises into a ValueError that says whose it is."""
+  try:
+    yield
+  except Exception as error:
+    raise ValueError(
+        f'{source} failed: {type(error).__name__}: {error}'
+    ) from error
+
+
 def plug_in(source: str, seed: int) -> Splits:
   """Calls a function of the user's; see the module docstring.
 
@@ -283,7 +295,8 @@ def plug_in(source: str, seed: int) -> Splits:
     seed: handed to the function.
 
   Raises:
-    ValueError: there is no such function, or what it returns is no splits.
+    ValueError: there is no such function, it fails, or what it returns is no
+      splits.
   """
   path, _, name = source.partition(':')
   if not os.path.isfile(path):
@@ -292,11 +305,13 @@ def plug_in(source: str, seed: int) -> Splits:
   if spec is None or spec.loader is None:
     raise ValueError(f'a language is FILE.py:FUNCTION; got {source!r}')
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  with _failing(source):
+    spec.loader.exec_module(module)
   function = getattr(module, name, None)
   if function is None:
     raise ValueError(f'a language is FILE.py:FUNCTION; no {name!r} in {path!r}')
-  made = function(seed)
+  with _failing(source):
+    made = function(seed)
   try:
     splits = {
         split: [_example(*pair) for pair in pairs]

@@ -6,14 +6,15 @@ import errno
 import gc
 import logging
 import math
+import os
 import re
 import resource
 import sys
 import time
 
-# Addresses that a run of a few hundred numbers takes, measured on two cores:
-# 1.9 GB. More cores have more threads.
-_ADDRESSES = 2**31
+# Addresses that a run of a few hundred numbers takes: 2.2 GB on two cores. With
+# less its compiler aborts. Each core has threads, with a stack.
+_ADDRESSES = int(2.4 * 2**30) + 2**24 * (os.cpu_count() or 1)
 _MEMORY = re.compile(
     'RESOURCE_EXHAUSTED|out of memory|cannot allocate memory|bad_alloc'
     "|failed to map segment|can't start new thread|unable to allocate",
@@ -56,7 +57,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def lack_of_memory() -> str:
   """Returns what to say where a limit leaves JAX itself no room; '' where not.
 
-  Its libraries map 2 GB of addresses for their code and their threads, and
+  Its libraries map 2.2 GB of addresses for their code and their threads, and
   abort the process where a thread cannot start: nothing can be said then.
   """
   limit, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -64,7 +65,7 @@ def lack_of_memory() -> str:
     return ''
   return (
       f'out of memory: this process may map {limit / 2**30:.1f} GB (ulimit -v),'
-      f' and JAX alone takes {_ADDRESSES / 2**30:.0f}; raise the limit'
+      f' and JAX alone takes {_ADDRESSES / 2**30:.1f}; raise the limit'
   )
 
 

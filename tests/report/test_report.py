@@ -2,8 +2,10 @@
 
 import base64
 import copy
+import functools
 import html.parser
 import json
+import operator
 import pathlib
 import re
 from xml.etree import ElementTree
@@ -183,6 +185,31 @@ def test_less_to_report():
   for text in (report.as_text(results), page.as_html(results)):
     assert 'too short' in text
     assert 'Time was up' in ' '.join(text.split())
+
+
+def texts_of(value, path=()):
+  """Yields where in the results there are texts."""
+  items = value.items() if isinstance(value, dict) else (
+      enumerate(value) if isinstance(value, list) else ()
+  )
+  for key, item in items:
+    yield from texts_of(item, (*path, key))
+  if isinstance(value, str):
+    yield path
+
+
+@pytest.mark.parametrize(
+    'path',
+    [p for p in texts_of(RESULTS) if p[0] != 'curve'],
+    ids=lambda path: '.'.join(map(str, path)),
+)
+def test_a_text_is_no_markup(path):
+  """If it fails, a name or a path runs as a program in the reader's browser."""
+  results = copy.deepcopy(RESULTS)
+  group = functools.reduce(operator.getitem, path[:-1], results)
+  group[path[-1]] = '<script>alert(1)</script>"\'><img src=x onerror=y>'
+  text = page.as_html(results)
+  assert '<script' not in text and '<img src=x' not in text
 
 
 @pytest.mark.parametrize('render', [report.as_text, page.as_html])

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pathlib
+import pickle
 import socket
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import pytest
 
 from hope_jax import sharding
 from hope_jax.config import ConfigError, MeshConfig, ModelConfig
-from hope_jax.train import checkpoint, failures, metrics, setup
+from hope_jax.train import checkpoint, failures, metrics, record, setup
 from hope_jax.train import state as state_lib
 from tests import standin
 
@@ -68,10 +69,22 @@ def files_of(tmp_path, step):
   return sorted(path for path in folder.rglob('*') if path.is_file())
 
 
+class Touches:
+  """A harmless pickle, which leaves a file where it is unpickled."""
+
+  def __init__(self, path):
+    self.path = str(path)
+
+  def __reduce__(self):
+    return open, (self.path, 'w')
+
+
 def damage(path, harm):
   data = bytearray(path.read_bytes())
   if harm == 'remove':
     path.unlink()
+  elif harm == 'pickle':
+    path.write_bytes(pickle.dumps(Touches(path.parent / 'touched')))
   elif harm == 'cut':
     path.write_bytes(data[: len(data) // 2])
   else:
@@ -100,7 +113,7 @@ def test_keeps_the_newest(tmp_path):
   assert checkpoints.steps() == [9, 10]
 
 
-@pytest.mark.parametrize('harm', ['flip', 'cut', 'remove'])
+@pytest.mark.parametrize('harm', ['flip', 'cut', 'remove', 'pickle'])
 def test_damaged_checkpoint(tmp_path, harm):
   """If it fails, a damaged file trains on with other numbers, or with a trace.
 
@@ -117,10 +130,11 @@ def test_damaged_checkpoint(tmp_path, harm):
   state, _ = checkpoints.restore(make_state(0), 1)
   assert int(state.step) == 1
   assert checkpoints.steps() == [1, 2]
+  assert not list(tmp_path.rglob('touched'))
 
 
 @pytest.mark.slow  # Restores once for each file of a checkpoint.
-@pytest.mark.parametrize('harm', ['flip', 'cut', 'remove'])
+@pytest.mark.parametrize('harm', ['flip', 'cut', 'remove', 'pickle'])
 def test_damage_of_any_file(tmp_path, harm):
   """If it fails, some damage is read as other numbers, or ends in a trace.
 
@@ -142,6 +156,24 @@ def test_damage_of_any_file(tmp_path, harm):
       refused += 1
     path.write_bytes(data)
   assert refused > 3
+  # Nothing in it is run.
+  assert not list(tmp_path.rglob('touched'))
+
+
+def test_a_record_leads_nowhere(tmp_path):
+  """If it fails, a checkpoint from elsewhere reads or writes where it likes."""
+  _, checkpoints = saved(tmp_path / 'a' / 'run')
+  (tmp_path / 'a' / 'victim').write_text('x')
+  path = tmp_path / 'a' / 'run' / 'checkpoints' / '2' / 'about' / 'metadata'
+  about = json.loads(path.read_text())
+  about['config']['workdir'] = '../victim'
+  about['checksums']['record'] = record._digest(about)
+  path.write_text(json.dumps(about | {'../victim': '../victim'}))
+  before = sorted(tmp_path.rglob('*'))
+  state, _ = checkpoints.restore(make_state(0))
+  assert int(state.step) == 2
+  assert sorted(tmp_path.rglob('*')) == before
+  assert (tmp_path / 'a' / 'victim').read_text() == 'x'
 
 
 def test_no_such_checkpoint(tmp_path):
