@@ -216,7 +216,7 @@ def _measured(
       record for record in history
       if record['split'] in wanted
       and all(
-          math.isfinite(record.get(name, math.nan))
+          math.isfinite(record.get(name, math.inf))
           for name in wanted[record['split']]
       )
   ]

@@ -11,10 +11,13 @@ import re
 import resource
 import sys
 import time
+import warnings
 
-# Addresses that a run of a few hundred numbers takes: 2.2 GB on two cores. With
-# less its compiler aborts. Each core has threads, with a stack.
-_ADDRESSES = int(2.4 * 2**30) + 2**24 * (os.cpu_count() or 1)
+# Addresses that a small Hope takes: with 2.5 GB its compiler aborts, on two
+# cores. Each core has threads, with a stack.
+_ADDRESSES = int(2.75 * 2**30) + 2**24 * (os.cpu_count() or 1)
+# Addresses left for what is compiled.
+_COMPILER = 2**28
 _MEMORY = re.compile(
     'RESOURCE_EXHAUSTED|out of memory|cannot allocate memory|bad_alloc'
     "|failed to map segment|can't start new thread|unable to allocate",
@@ -57,8 +60,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def lack_of_memory() -> str:
   """Returns what to say where a limit leaves JAX itself no room; '' where not.
 
-  Its libraries map 2.2 GB of addresses for their code and their threads, and
-  abort the process where a thread cannot start: nothing can be said then.
+  Its libraries map 2 GB of addresses for their code and their threads, and
+  abort the process where the compiler lacks some: nothing can be said then.
   """
   limit, _ = resource.getrlimit(resource.RLIMIT_AS)
   if limit == resource.RLIM_INFINITY or limit >= _ADDRESSES:
@@ -67,6 +70,26 @@ def lack_of_memory() -> str:
       f'out of memory: this process may map {limit / 2**30:.1f} GB (ulimit -v),'
       f' and JAX alone takes {_ADDRESSES / 2**30:.1f}; raise the limit'
   )
+
+
+def require_memory(size: int) -> None:
+  """Refuses arrays that a limit of addresses leaves no room for.
+
+  Before anything is compiled: the compiler aborts where it lacks memory.
+
+  Args:
+    size: bytes of a run's state; a step takes as much again.
+
+  Raises:
+    MemoryError: there is no room for them.
+  """
+  limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+  if limit == resource.RLIM_INFINITY:
+    return
+  with contextlib.suppress(OSError), open('/proc/self/statm', 'rb') as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+    if used + 2 * size + _COMPILER > limit:
+      raise MemoryError
 
 
 def reason(error: BaseException, width: int = 100) -> str:
@@ -156,6 +179,7 @@ def hide_abandoned_work() -> None:
   """
   sys.unraisablehook = _report_unraisable
   logging.getLogger('asyncio').addFilter(_is_news)
+  warnings.filterwarnings('ignore', 'coroutine .* was never awaited')
 
 
 def _report_unraisable(unraisable) -> None:

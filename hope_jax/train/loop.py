@@ -82,6 +82,7 @@ def train(
     The state at the end, the history and why it ended.
 
   Raises:
+    MemoryError: this process may not map what the run takes.
     ConfigError: the configuration does not fit the workdir or the devices,
       another program writes there, a checkpoint is damaged, the disk is full.
     FloatingPointError: the loss, the gradient, the update or a held-out metric
@@ -91,6 +92,9 @@ def train(
   every = config.train
   with contextlib.ExitStack() as stack:
     run = setup.make(config, model, loss_fn)
+    failures.require_memory(
+        sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(run.shapes))
+    )
     stack.enter_context(jax.set_mesh(run.mesh))
     files = _Files(config)
     stack.callback(files.close)

@@ -435,6 +435,13 @@ def test_what_a_program_hides(monkeypatch):
   report(ValueError('ours'), None)
   report(ValueError('ours'), len)
   assert len(seen) == 2
+  with warnings.catch_warnings(record=True) as told:
+    failures.hide_abandoned_work()
+    warnings.warn(
+        "coroutine 'f' was never awaited", RuntimeWarning, stacklevel=1
+    )
+    warnings.warn('ours', stacklevel=1)
+  assert [str(warning.message) for warning in told] == ['ours']
 
 
 def test_an_error_is_logged_once(caplog):
