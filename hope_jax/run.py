@@ -41,10 +41,10 @@ Overrides = Mapping[str, Any] | Sequence[tuple[str, Any]]
 
 
 def load(
-    path: str | None = None,
+    path: str | os.PathLike[str] | None = None,
     overrides: Overrides = (),
     *,
-    workdir: str | None = None,
+    workdir: str | os.PathLike[str] | None = None,
 ) -> Config:
   """Builds the configuration of a run.
 
@@ -58,8 +58,8 @@ def load(
   Raises:
     ConfigError: neither is given, or something in them is wrong.
   """
-  if workdir:
-    workdir = folder(workdir, '--workdir')
+  path = os.fspath(path or '')
+  workdir = folder(os.fspath(workdir or ''), '--workdir')
   if path:
     values = _of_file(experiment.load(path), dict(overrides))
     given = values

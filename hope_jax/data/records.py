@@ -89,6 +89,10 @@ def open_file(file: Where, field: str) -> 'Lines | Regions':
     content = _unpack(file.path, _COMPRESSED[suffix.lower()])
     size = os.fstat(content.fileno()).st_size
     suffix = os.path.splitext(stem)[1]
+    if suffix.lower() in (*_COMPRESSED, '.zst'):
+      raise ConfigError(
+          f'data.path: {file.path!r} is compressed twice; unpack it once'
+      )
   if suffix.lower() in _LINES:
     return Lines(content, size, file, field)
   if suffix.lower() in _PARQUET:
@@ -320,6 +324,11 @@ def _require_column(schema: Any, field: str, path: str) -> None:
     raise ConfigError(
         f'data.text_field: no column {field!r} in {path!r}; it has'
         f' {_some(schema.names)}'
+    )
+  if schema.names.count(field) > 1:
+    raise ConfigError(
+        f'data.text_field: {path!r} has several columns {field!r}; rename all'
+        ' but one'
     )
   kind = schema.field(field).type
   if str(kind).startswith('dictionary'):

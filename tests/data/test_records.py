@@ -129,6 +129,10 @@ def test_zstd_says_what_to_do(tmp_path):
   (tmp_path / 'a.jsonl.zst').write_bytes(b'(\xb5/\xfd')
   with pytest.raises(ConfigError, match='zstd'):
     _open(tmp_path / 'a.jsonl.zst')
+  twice = gzip.compress(gzip.compress(b'{"text": "a"}'))
+  (tmp_path / 'a.jsonl.gz.gz').write_bytes(twice)
+  with pytest.raises(ConfigError, match='compressed twice'):
+    _open(tmp_path / 'a.jsonl.gz.gz')
 
 
 @pytest.mark.parametrize('kind', ['string', 'large_string', 'dictionary'])
@@ -184,15 +188,20 @@ def test_a_long_file_costs_its_texts_and_no_more(tmp_path):
 
 def test_parquet_that_cannot_be_read_is_one_line(tmp_path):
   """A failure means a traceback for a column or a file that is none."""
+  pa = pytest.importorskip('pyarrow', reason='pyarrow is not installed')
+  import pyarrow.parquet as pq
+
   path = _parquet(tmp_path / 'a.parquet', {
       'text': ['a', 'b', None], 'n': [1, 2, 3], 'words': [['a'], [], []],
   })
-  broken = tmp_path / 'b.parquet'
+  twice, broken = tmp_path / 'twice.parquet', tmp_path / 'b.parquet'
+  pq.write_table(pa.table([['a'], ['b']], names=['text', 'text']), twice)
   broken.write_bytes(path.read_bytes()[:-20])
   for file, field, what in (
       (path, 'text', 'row 2 of'), (path, 'n', 'holds int64'),
       (path, 'words', 'holds list'), (path, 'body', "'text', 'n', 'words'"),
       (broken, 'text', 'cannot be read as Parquet'),
+      (twice, 'text', "several columns 'text'"),
   ):
     with pytest.raises(ConfigError, match=what) as caught:
       _open(file, text_field=field)

@@ -115,6 +115,8 @@ def test_home(monkeypatch, tmp_path):
   config = run.load('tiny', workdir='~/r')
   assert config.workdir == str(tmp_path / 'r')
   assert Config(workdir='~/r').workdir == str(tmp_path / 'r')
+  path = pathlib.Path('~/r')
+  assert run.load('tiny', workdir=path).workdir == config.workdir
   with pytest.raises(ConfigError, match="'./~nobody-of-this-name/r'"):
     Config(workdir='~nobody-of-this-name/r')
   assert Config(workdir='./~r').workdir == './~r'
