@@ -49,6 +49,16 @@ def remove_while_written(path: str) -> None:
     time.sleep(0.02)
 
 
+def require_file(path: str) -> None:
+  """Refuses a folder, and a device or a pipe, which may have no end.
+
+  Raises:
+    OSError: something that is no file has this name.
+  """
+  if os.path.exists(path) and not os.path.isfile(path):
+    raise OSError(errno.EINVAL, 'there is something that is no file', path)
+
+
 @contextlib.contextmanager
 def replacing(path: str, mode: str = 'w') -> Iterator[IO[Any]]:
   """Opens a new file that takes the place of `path` once it is on the disk.
@@ -64,8 +74,7 @@ def replacing(path: str, mode: str = 'w') -> Iterator[IO[Any]]:
   Raises:
     OSError: it cannot be written, or `path` is a folder or a device.
   """
-  if os.path.exists(path) and not os.path.isfile(path):
-    raise OSError(errno.EINVAL, 'there is something that is no file', path)
+  require_file(path)
   # By a name that no file has: nothing that was there is overwritten.
   new = f'{path}.{secrets.token_hex(4)}.new'
   encoding = None if 'b' in mode else 'utf-8'

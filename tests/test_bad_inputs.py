@@ -116,6 +116,9 @@ LINES = (
     (('eval', '--workdir=nowhere'), 'nowhere'),
     (('eval', '--workdir=a\0b'), 'workdir'),
     (('eval', '--workdir=deep'), 'deep/config.json'),
+    (('eval', '--workdir=endless'), 'endless/config.json'),
+    (('study', '--config=mqar:tiny', '--workdir=endless', '--render'),
+     'endless/config.json'),
     (('eval',), 'workdir'),
     (('generate', '--workdir=nowhere', '--tokens=0'), 'tokens'),
     (('generate', '--workdir=nowhere', '--temperature=nan'), 'temperature'),
@@ -166,6 +169,8 @@ def folder(tmp_path, monkeypatch):
   (tmp_path / 'broken.py').write_text('def get_config(): return 1 / 0\n')
   (tmp_path / 'deep').mkdir()
   (tmp_path / 'deep' / 'config.json').write_text('[' * 10**5)
+  (tmp_path / 'endless').mkdir()
+  (tmp_path / 'endless' / 'config.json').symlink_to('/dev/zero')
   (tmp_path / 'planted').mkdir()
   (tmp_path / 'planted' / 'x.json').write_text('{"row": 3, "column": "4"}')
   here = tmp_path / 'here'

@@ -22,7 +22,7 @@ import numpy as np
 
 from hope_jax.config import ConfigError
 from hope_jax.config.build import flat, shown
-from hope_jax.files import replacing
+from hope_jax.files import replacing, require_file
 from hope_jax.types import PyTree
 
 _FORMAT = 2
@@ -127,7 +127,9 @@ def read(path: str, like: Callable[[], PyTree], whose: Owner) -> Memory:
     ConfigError: it is no such file, it is damaged, or it is another's.
   """
   try:
-    with zipfile.ZipFile(os.path.expanduser(path)) as file:
+    real = os.path.expanduser(path)
+    require_file(real)
+    with zipfile.ZipFile(real) as file:
       about = _about(file)
       _require_same(path, about, whose)
       memory = _place(about, whose.vocab_size)

@@ -254,8 +254,10 @@ class Session:
 
 
 def _as_bytes(text: str | bytes) -> bytes:
-  if isinstance(text, bytes):
-    return text
+  if isinstance(text, (bytes, bytearray, memoryview)):
+    return bytes(text)
+  if not isinstance(text, str):
+    raise ConfigError(f'a text must be str or bytes; got {type(text).__name__}')
   try:
     return text.encode('utf-8', 'surrogateescape')
   except UnicodeEncodeError as error:

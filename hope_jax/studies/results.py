@@ -9,7 +9,7 @@ from typing import Any
 
 from hope_jax.config import ConfigError
 from hope_jax.config.build import first_line
-from hope_jax.files import replacing
+from hope_jax.files import replacing, require_file
 
 # 'row', 'column', 'seed', 'scores' by name, and where they come from; where a
 # search chose it, 'learning_rate', too, and in a table 'trials': rate -> loss.
@@ -58,6 +58,7 @@ def expected(path: str) -> Iterator[None]:
 
 def read_json(path: str) -> Any:
   """Returns what a JSON file holds."""
+  require_file(path)
   with open(path, encoding='utf-8') as file:
     return json.load(file)
 

@@ -26,7 +26,13 @@ import orbax.checkpoint as ocp
 
 from hope_jax import config as config_lib
 from hope_jax.config import Config, ConfigError
-from hope_jax.files import Lock, LockedError, replacing, unfinished
+from hope_jax.files import (
+  Lock,
+  LockedError,
+  replacing,
+  require_file,
+  unfinished,
+)
 from hope_jax.train import failures
 from hope_jax.train import record as record_lib
 from hope_jax.train.state import TrainState
@@ -51,6 +57,7 @@ def load_config(workdir: str) -> Config:
   """
   path = os.path.join(workdir, _CONFIG)
   try:
+    require_file(path)
     with open(path, encoding='utf-8') as file:
       values = json.load(file)
   except FileNotFoundError as error:

@@ -1,6 +1,6 @@
 """What is said of a read or a write that failed: one line, and why."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import contextlib
 import errno
 import gc
@@ -11,6 +11,7 @@ import re
 import resource
 import sys
 import time
+from typing import Any
 import warnings
 
 # Addresses that a small Hope takes: with 2.5 GB its compiler aborts, on two
@@ -72,13 +73,13 @@ def lack_of_memory() -> str:
   )
 
 
-def require_memory(size: int) -> None:
+def require_memory(arrays: Iterable[Any]) -> None:
   """Refuses arrays that a limit of addresses leaves no room for.
 
   Before anything is compiled: the compiler aborts where it lacks memory.
 
   Args:
-    size: bytes of a run's state; a step takes as much again.
+    arrays: of a run's state, or their shapes; a step takes as much again.
 
   Raises:
     MemoryError: there is no room for them.
@@ -86,6 +87,7 @@ def require_memory(size: int) -> None:
   limit, _ = resource.getrlimit(resource.RLIMIT_AS)
   if limit == resource.RLIM_INFINITY:
     return
+  size = sum(x.size * x.dtype.itemsize for x in arrays)
   with contextlib.suppress(OSError), open('/proc/self/statm', 'rb') as file:
     used = int(file.read().split()[0]) * resource.getpagesize()
     if used + 2 * size + _COMPILER > limit:

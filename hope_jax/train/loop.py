@@ -92,9 +92,7 @@ def train(
   every = config.train
   with contextlib.ExitStack() as stack:
     run = setup.make(config, model, loss_fn)
-    failures.require_memory(
-        sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(run.shapes))
-    )
+    failures.require_memory(jax.tree.leaves(run.shapes))
     stack.enter_context(jax.set_mesh(run.mesh))
     files = _Files(config)
     stack.callback(files.close)

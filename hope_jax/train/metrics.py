@@ -20,7 +20,7 @@ from tensorboardX.proto.event_pb2 import (
 )
 from tensorboardX.summary import scalar
 
-from hope_jax.files import replacing
+from hope_jax.files import replacing, require_file
 
 Record = dict[str, Any]
 
@@ -41,6 +41,7 @@ def read_and_count(workdir: str) -> tuple[list[Record], int]:
   path = os.path.join(workdir, 'metrics.jsonl')
   if not os.path.exists(path):
     return [], 0
+  require_file(path)
   records, count = [], 0
   with open(path, 'rb') as file:
     for line in file:

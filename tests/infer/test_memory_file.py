@@ -277,6 +277,8 @@ def test_where_it_cannot_be_written(session, path, tmp_path):
     with pytest.raises(ConfigError, match='could not be written') as error:
       session.save(place)
     assert '\n' not in str(error.value)
+  for place in (*places, '/dev/zero'):  # Which has no end.
+    refused(session, place)
   limit = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
   try:  # As a full disk has it: the file is begun and does not fit.

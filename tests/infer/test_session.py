@@ -207,6 +207,9 @@ def test_any_text_can_be_read(session, params):
   other = session_lib.Session(MODEL, params, ByteTokenizer())
   other.feed('caf\udce9 \udcff\x00')  # As Python has it from a command line.
   assert other.loss('next') == session.loss('next')
+  assert other.loss(bytearray(b'next')) == session.loss(memoryview(b'next'))
+  with pytest.raises(ConfigError, match='str or bytes; got int'):
+    session.feed(3)
   with pytest.raises(ConfigError, match='surrogate'):
     session.feed('half of one: \ud83e')
 
