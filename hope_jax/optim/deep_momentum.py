@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hope_jax.optim import leaves, matrices, momentum
+from hope_jax.optim import dimensions, leaves, matrices, momentum
 from hope_jax.optim.precision import keeps_float32
 from hope_jax.types import Array, PyTree
 
@@ -137,7 +137,7 @@ def scale_by_deep_momentum(
     ))
     results = []
     for numbers, g, m, *weights in columns:
-      read, layers = matrices.on_matrices(step, numbers, g, m, beside=weights)
+      read, layers = dimensions.on_matrices(step, numbers, g, m, beside=weights)
       results.append((*read, *layers))
     updates, linear, *layers = map(structure.unflatten, zip(*results))
     return updates, DeepMomentumState(linear, tuple(layers), state.start)
@@ -159,9 +159,9 @@ def _layers(
   def layer(i):
     def of(m, one):
       draw = functools.partial(_draw, hidden=hidden, i=i)
-      w = matrices.on_matrices(draw, one, m)[1]
+      w = dimensions.on_matrices(draw, one, m)[1]
       if i in (0, len(hidden)):
-        w = matrices.split_like(w, m, one, 'out' if i else 'in')
+        w = dimensions.split_like(w, m, one, 'out' if i else 'in')
       return w
 
     return jax.tree.map(of, linear, numbers)

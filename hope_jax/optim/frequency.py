@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hope_jax.optim import leaves, matrices, momentum
+from hope_jax.optim import dimensions, leaves, momentum
 from hope_jax.optim.precision import in_float32
 from hope_jax.types import Array, PyTree
 
@@ -101,13 +101,13 @@ def at_frequency(
 
     def filled(value):
       like_them = jax.tree.map(lambda a: jnp.full_like(a, value), total)
-      return matrices.alike(like_them, total)
+      return dimensions.alike(like_them, total)
 
     def move(_):
       mean = jax.tree.map(lambda a: a / count, total)
       moves, inner = tx.update(mean, state.inner, params, **extra)
-      moves = matrices.alike(moves, total)
-      inner = matrices.alike(inner, state.inner)
+      moves = dimensions.alike(moves, total)
+      inner = dimensions.alike(inner, state.inner)
       return moves, FrequencyState(steps, state.updates + 1, filled(0.0), inner)
 
     def hold(_):

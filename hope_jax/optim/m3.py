@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hope_jax.optim import leaves, matrices, newton_schulz
+from hope_jax.optim import dimensions, leaves, matrices, newton_schulz
 from hope_jax.optim.multi_scale import (
     Accumulate,
     SlowLevel,
@@ -118,7 +118,7 @@ def scale_by_m3(
       d = (o1 + slow_weight * o2) / (root(v * correction) + eps)
       # Where no gradient ever came there is nothing to divide, and no step.
       d = jnp.where(v == 0, 0, d) if ema else d
-      return d if rms is None else matrices.with_rms(d, rms, numbers)
+      return d if rms is None else dimensions.with_rms(d, rms, numbers)
 
     updates = jax.tree.map(
         direction, _orthogonalize(fast, numbers, ns_steps), slow.read, second,

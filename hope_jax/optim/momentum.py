@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hope_jax.optim import leaves, matrices, newton_schulz
+from hope_jax.optim import dimensions, leaves, matrices, newton_schulz
 from hope_jax.optim.precision import TINY, keeps_float32, root
 from hope_jax.types import Array, PyTree
 
@@ -102,9 +102,8 @@ def scale_by_delta_momentum(
     delta: step size of the delta rule; 0 is plain momentum (`optax.trace`).
     gram: see above; 'matrix' needs leaves with at least two axes.
     normalize: 'soft' as above; 'unit', g / |g|; 'none', g itself.
-    weight_dimension_numbers: which axes of a leaf are in and out, as in
-      `optax.contrib.muon`; None goes by shape and name, see
-      `dimension_numbers`.
+    weight_dimension_numbers: as in `optax.contrib.muon`; None goes by shape and
+      name, see `dimension_numbers`.
 
   Returns:
     A transformation with a `MomentumState`.
@@ -125,13 +124,13 @@ def scale_by_delta_momentum(
     return _start(params)
 
   def step(g, m, numbers):
-    _, rows, columns = matrices.sides(numbers, g.ndim)
+    _, rows, columns = dimensions.sides(numbers, g.ndim)
     axes = (*rows, *columns)
     share = delta * SCALES[normalize](g, axes) ** 2
     if gram == 'vector':
       share = share * jnp.sum(g * m, axis=axes, keepdims=True)
       return decay * m + (1 - share) * g
-    erased, _ = matrices.on_matrices(_project, numbers, g, m)
+    erased, _ = dimensions.on_matrices(_project, numbers, g, m)
     return decay * m + g - share * erased
 
   return _momentum(step, init=init, given=weight_dimension_numbers)
@@ -335,9 +334,8 @@ def scale_by_nonlinear_momentum(
     output: sigma; 'identity' (plain momentum), 'sign' (signed momentum),
       'tanh', 'newton_schulz' (Muon, without Nesterov), or a function of a leaf.
     ns_steps: iterations of 'newton_schulz'.
-    weight_dimension_numbers: which axes of a leaf are in and out, as in
-      `optax.contrib.muon`; None goes by shape and name, see
-      `dimension_numbers`.
+    weight_dimension_numbers: as in `optax.contrib.muon`; None goes by shape and
+      name, see `dimension_numbers`.
 
   Returns:
     A transformation with a `MomentumState`.
@@ -351,13 +349,12 @@ def scale_by_nonlinear_momentum(
     §4.4, Eq. 52.
   """
   newton_schulz.check_steps(ns_steps)
-  orthogonal = output == 'newton_schulz'
   if isinstance(output, str):
     one_of('output', output, (*OUTPUTS, 'newton_schulz'))
   sigma = OUTPUTS.get(output) if isinstance(output, str) else output
 
   def init(params):
-    if orthogonal:
+    if sigma is None:
       matrices.require(params, 'Newton-Schulz momentum')
     return _start(params)
 

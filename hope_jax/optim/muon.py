@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hope_jax.optim import leaves, matrices, newton_schulz
+from hope_jax.optim import dimensions, leaves, matrices, newton_schulz
 from hope_jax.optim.momentum import one_of
 from hope_jax.optim.precision import keeps_float32, root
 from hope_jax.types import Array, PyTree
@@ -109,7 +109,7 @@ def scale_by_muon(
       o = newton_schulz.orthogonalize(
           ahead.astype(m.dtype), steps=ns_steps, eps=eps, numbers=numbers
       )
-      height, width = matrices.size(g.shape, numbers)
+      height, width = dimensions.size(g.shape, numbers)
       scale = max(1, width / max(height, 1)) ** 0.5
       if consistent_rms is not None:
         scale = max(height, width) ** 0.5 * consistent_rms
@@ -257,7 +257,7 @@ def scale_by_adamuon(
     def adapt(o, v, numbers):
       d = o / (root(v / unbias) + eps)
       of_matrix = rms_over == 'matrix'
-      return matrices.with_rms(d, rms, numbers if of_matrix else None)
+      return dimensions.with_rms(d, rms, numbers if of_matrix else None)
 
     numbers = matrices.numbers_for(updates, given)
     updates = jax.tree.map(adapt, directions, second, numbers)

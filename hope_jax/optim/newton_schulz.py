@@ -12,7 +12,7 @@ al., 2024), whose singular values end in [0.7, 1.2] after five.
 import jax
 import jax.numpy as jnp
 
-from hope_jax.optim import matrices, precision
+from hope_jax.optim import dimensions, precision
 from hope_jax.types import Array
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -29,7 +29,7 @@ def orthogonalize(
     *,
     steps: int | Array = 5,
     eps: float = 1e-8,
-    numbers: matrices.Numbers = matrices.STACK,
+    numbers: dimensions.Numbers = dimensions.STACK,
 ) -> Array:
   """Moves every singular value of every matrix towards 1.
 
@@ -60,7 +60,7 @@ def orthogonalize(
         f'Newton-Schulz needs matrices [..., M, N]; got shape {x.shape}'
     )
   check_steps(steps)
-  return matrices.on_matrices(
+  return dimensions.on_matrices(
       lambda y: (_orthogonalize(y, steps, eps), ()), numbers, x
   )[0]
 
