@@ -262,7 +262,9 @@ class SelfModifyingTitans(MemoryMixer):
     if 'q' in options.adaptive:
       memories['q'] = memory('q', head_dim)
     else:
-      eye = lambda rng, shape: jnp.broadcast_to(jnp.eye(shape[-1]), shape)
+      eye = lambda rng, shape, dtype: jnp.broadcast_to(
+          jnp.eye(shape[-1], dtype=dtype), shape
+      )
       params['w_q'] = self.param(
           'w_q',
           partitioned(eye, 'heads', 'memory', 'memory'),

@@ -36,8 +36,9 @@ def _memory(
   """
 
   def leaf(i, std):
-    def init(rng, shape):
-      drawn = std * jax.random.normal(rng, (shape[0], widths[i], shape[2]))
+    def init(rng, shape, dtype):
+      drawn = shape[0], widths[i], shape[2]
+      drawn = std * jax.random.normal(rng, drawn, dtype)
       return jnp.pad(drawn, ((0, 0), (0, shape[1] - widths[i]), (0, 0)))
 
     return module.param(
