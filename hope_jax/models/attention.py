@@ -86,7 +86,7 @@ class Attention(Mixer):
       last = jnp.maximum(jnp.max(state['document'], axis=1), 0)[:, None]
     document = jnp.broadcast_to(last, (batch, length)).astype(jnp.int32)
     if packing.starts is not None:
-      document = document + jnp.cumsum(packing.starts, axis=1)
+      document += jnp.cumsum(packing.starts, axis=1, dtype=jnp.int32)
     seen = document
     if packing.present is not None:
       seen = jnp.where(packing.present, document, -1)

@@ -151,7 +151,8 @@ class Ttt(Mixer):
     learned = self.param(
         'tau', partitioned(nn.initializers.zeros_init(), None), (chunk,)
     )
-    tau = jnp.maximum(1 / jnp.arange(1, chunk + 1) + learned, 0)
+    places = jnp.arange(1, chunk + 1, dtype=learned.dtype)
+    tau = jnp.maximum(1 / places + learned, 0)
     per_head = lambda y: jnp.broadcast_to(y[..., None], logit.shape)
     return ttt.TttGates(
         eta=rate / head_dim * nn.sigmoid(logit),
