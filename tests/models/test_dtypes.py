@@ -12,9 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.config import VitConfig
+from hope_jax.config import (
+  Config,
+  DataConfig,
+  ModelConfig,
+  OptimizerConfig,
+  TrainConfig,
+  VitConfig,
+)
+from hope_jax.data import pipeline
+from hope_jax.data.tokenizer import ByteTokenizer
+from hope_jax.infer.session import Session
+from hope_jax.models.factory import language_model
 from hope_jax.models.vit import Vit
 from hope_jax.sharding import unbox
+from hope_jax.train import loop
 from tests.models import variants
 
 # An array, that is; a literal may stay as Python has it.
@@ -109,7 +121,42 @@ def test_vision_transformer():
   with switches():
     params = variants.param_shapes(model, images)
     loss = lambda params: jnp.sum(model.apply({'params': params}, images))
-    program, gradient = jax.make_jaxpr(jax.grad(loss), return_shape=True)(params)
+    program, gradient = jax.make_jaxpr(
+        jax.grad(loss), return_shape=True
+    )(params)
   assert not WIDE.search(str(program))
   assert kinds(gradient) == kinds(params)
   assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+
+
+def test_a_run_and_a_session():
+  """If it fails, a run in 64-bit mode is another run, or breaks.
+
+  Two steps, then a session of what they made, under both switches; the
+  optimizer is optax's as well, and not asked for strict promotion.
+  """
+  config = Config(
+      model=ModelConfig(architecture='lstm', dim=8, layers=1),
+      data=DataConfig(sequence_length=8, batch_size=2),
+      optimizer=OptimizerConfig(warmup_steps=0),
+      train=TrainConfig(steps=2, log_every=1),
+  )
+  model = language_model(config.model)
+
+  def run(session_switches):
+    batches = pipeline.train_batches(config.data)
+    done = loop.train(model, batches, config, progress=False)
+    params = done.state.params
+    with session_switches():
+      session = Session(model, params, ByteTokenizer())
+      nats = session.feed('memory')
+      text = session.generate(5, seed=1)
+    losses = [record['loss'] for record in done.history]
+    carried = kinds((params, done.state.opt_state, session.state))
+    return carried, text, np.array([*losses, nats])
+
+  carried, text, numbers = run(contextlib.nullcontext)
+  with jax.enable_x64(True):
+    wide = run(switches)
+  assert wide[:2] == (carried, text)
+  np.testing.assert_allclose(wide[2], numbers, rtol=1e-5)

@@ -101,7 +101,7 @@ def segment_step(
   """
   state, chunk_state = states
   size = k.shape[-2]
-  at = jnp.arange(size)
+  at = jnp.arange(size, dtype=where.first.dtype)
   first = where.first[..., :, None]
   carried = first < 0
   same = first == where.first[..., None, :]
