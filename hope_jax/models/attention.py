@@ -17,7 +17,7 @@ def rotate(x: Array, position: Array, base: float) -> Array:
   angle = position[..., None].astype(jnp.float32) * frequency
   cos, sin = jnp.cos(angle)[..., None, :], jnp.sin(angle)[..., None, :]
   # bfloat16 would round each product, and they are to be summed.
-  y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  y = x.astype(jnp.float32)
   a, b = y[..., :half], y[..., half : 2 * half]
   parts = (a * cos - b * sin, a * sin + b * cos, y[..., 2 * half :])
   return jnp.concatenate(parts, axis=-1).astype(x.dtype)
