@@ -12,15 +12,19 @@ from hope_jax.types import PyTree
 
 # Never decayed, whatever their shape: a parameter, or the module that owns it,
 # with such a name.
-UNDECAYED = re.compile('embed|norm|scale|bias|memory_')
+UNDECAYED = re.compile(
+    'embed|norm|scale|bias|memory_|^(conv|initial|w_q)$'
+)
 
 
 def decay_mask(params: PyTree) -> PyTree:
   """Returns True where weight decay belongs: on matrices that project.
 
-  Norms, biases, scalars, embeddings and the initial states of inner memories
-  are left alone: pulling those to zero changes what the model is, not how
-  smooth it is.
+  Norms, biases, scalars, embeddings, the taps of convolutions and what inner
+  memories start from are left alone: pulling those to zero changes what the
+  model is, not how smooth it is. So is `w_q` of self-modifying Titans: it
+  stands where the memory of queries would, and starts as the identity, as that
+  does.
   """
 
   def decays(path, leaf):
