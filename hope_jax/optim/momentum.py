@@ -280,11 +280,9 @@ def scale_by_feature_momentum(
     Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025,
     §4.4, Eq. 51.
   """
-  phi = feature
-  if isinstance(phi, str):
-    one_of('feature', phi, FEATURES)
-    phi = FEATURES[phi]
-
+  if isinstance(feature, str):
+    one_of('feature', feature, FEATURES)
+  phi = FEATURES[feature] if isinstance(feature, str) else feature
   return _momentum(lambda g, m, _: decay * m + phi(g))
 
 

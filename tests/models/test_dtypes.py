@@ -130,10 +130,9 @@ def test_vision_transformer():
 
 
 def test_a_run_and_a_session():
-  """If it fails, a run in 64-bit mode is another run, or breaks.
+  """If it fails, a run under the switches is another run, or breaks.
 
-  Two steps, then a session of what they made, under both switches; the
-  optimizer is optax's as well, and not asked for strict promotion.
+  Two steps, then a session of what they made.
   """
   config = Config(
       model=ModelConfig(architecture='lstm', dim=8, layers=1),
@@ -143,20 +142,19 @@ def test_a_run_and_a_session():
   )
   model = language_model(config.model)
 
-  def run(session_switches):
+  def run():
     batches = pipeline.train_batches(config.data)
     done = loop.train(model, batches, config, progress=False)
     params = done.state.params
-    with session_switches():
-      session = Session(model, params, ByteTokenizer())
-      nats = session.feed('memory')
-      text = session.generate(5, seed=1)
+    session = Session(model, params, ByteTokenizer())
+    nats = session.feed('memory')
+    text = session.generate(5, seed=1)
     losses = [record['loss'] for record in done.history]
     carried = kinds((params, done.state.opt_state, session.state))
     return carried, text, np.array([*losses, nats])
 
-  carried, text, numbers = run(contextlib.nullcontext)
-  with jax.enable_x64(True):
-    wide = run(switches)
+  carried, text, numbers = run()
+  with switches():
+    wide = run()
   assert wide[:2] == (carried, text)
   np.testing.assert_allclose(wide[2], numbers, rtol=1e-5)
