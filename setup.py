@@ -80,6 +80,8 @@ setuptools.setup(
         # pyright runs on node, which [nodejs] brings as a package.
         + ['build', 'setuptools>=70.1', 'pyright[nodejs]', 'ruff']
         + ['pytest>=8', 'pytest-xdist']
+        # Modules whose parameters our optimizers take.
+        + ['equinox']
         # The TPU compiler: tests compile for TPUs that are not there.
         + ['libtpu; sys_platform == "linux" and platform_machine == "x86_64"'],
     },

@@ -5,8 +5,9 @@
 
 Base difficulty, rows of 64 tokens out of 8,192 (published: up to 512), with up
 to 16 pairs, and of 256 with 64; and for a CPU: 3,000 steps of 1,024 tokens
-(published: 64 epochs of 100,000 rows). Rows are widths, so states; every result has its bytes of state, and a
-figure compares architectures by them. Results: experiments/mqar/README.md.
+(published: 64 epochs of 100,000 rows). Rows are widths, so states; every result
+has its bytes of state, and a figure compares architectures by them. Results:
+experiments/mqar/README.md.
 """
 
 import ml_collections

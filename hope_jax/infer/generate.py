@@ -185,7 +185,8 @@ def _write(
     )
     logits = logits[:, -1].astype(jnp.float32)
     noise = jax.random.gumbel(
-        jax.random.fold_in(key, drawn + i.astype(jnp.uint32)), logits.shape
+        jax.random.fold_in(key, drawn + i.astype(jnp.uint32)), logits.shape,
+        jnp.float32,
     )
     # Multiplied, not divided: 0 is the likeliest token without a case of its
     # own, and nothing overflows.

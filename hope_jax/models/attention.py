@@ -16,8 +16,10 @@ def rotate(x: Array, position: Array, base: float) -> Array:
   frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
   angle = position[..., None].astype(jnp.float32) * frequency
   cos, sin = jnp.cos(angle)[..., None, :], jnp.sin(angle)[..., None, :]
-  a, b = x[..., :half], x[..., half : 2 * half]
-  parts = (a * cos - b * sin, a * sin + b * cos, x[..., 2 * half :])
+  # bfloat16 would round each product, and they are to be summed.
+  y = x.astype(jnp.float32)
+  a, b = y[..., :half], y[..., half : 2 * half]
+  parts = (a * cos - b * sin, a * sin + b * cos, y[..., 2 * half :])
   return jnp.concatenate(parts, axis=-1).astype(x.dtype)
 
 
@@ -86,7 +88,7 @@ class Attention(Mixer):
       last = jnp.maximum(jnp.max(state['document'], axis=1), 0)[:, None]
     document = jnp.broadcast_to(last, (batch, length)).astype(jnp.int32)
     if packing.starts is not None:
-      document = document + jnp.cumsum(packing.starts, axis=1)
+      document += jnp.cumsum(packing.starts, axis=1, dtype=jnp.int32)
     seen = document
     if packing.present is not None:
       seen = jnp.where(packing.present, document, -1)

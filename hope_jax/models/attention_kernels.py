@@ -76,9 +76,11 @@ def _xla(
         mask = mask & (document[:, :, None] == reached(seen)[:, None, :])
         # A padded query sees itself, so that its softmax is not empty.
         mask = mask | (distance == 0)
-      return None, jax.nn.dot_product_attention(
-          q, reached(k), reached(v), mask=mask[:, None]
-      )
+      # JAX's own promotes bfloat16, which strict promotion refuses.
+      with jax.numpy_dtype_promotion('standard'):
+        return None, jax.nn.dot_product_attention(
+            q, reached(k), reached(v), mask=mask[:, None]
+        )
 
     xs = jax.tree.map(lambda x: x[begin:end], queries)
     return jax.lax.scan(jax.checkpoint(step), None, xs)[1]

@@ -122,7 +122,7 @@ class Level(nn.Module):
 def fast_shapes(config: ModelConfig) -> tuple[PyTree, ...]:
   """The parameters of each level in all layers, [L, ...], as shapes."""
   level = Level(config, parent=None)
-  x = jnp.zeros((1, config.dim))
+  x = jnp.zeros((1, config.dim), jnp.float32)
   one = meta.unbox(jax.eval_shape(level.init, jax.random.key(0), x))['params']
   layers = jax.tree.map(
       lambda p: jax.ShapeDtypeStruct((config.layers, *p.shape), p.dtype), one

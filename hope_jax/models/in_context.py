@@ -128,7 +128,8 @@ class _Reader:
     def lay_out(open_chunk, new):
       """All chunks of the call, [B, N C], the open one first."""
       row = jnp.pad(open_chunk, ((0, 0), (0, (count - 1) * self.size)))
-      return jax.lax.dynamic_update_slice(row, new.astype(row.dtype), (0, fill))
+      new = new.astype(row.dtype)
+      return jax.lax.dynamic_update_slice_in_dim(row, new, fill, axis=1)
 
     inputs = (
         lay_out(state.tokens, tokens), lay_out(state.segment_ids, ids)
@@ -137,7 +138,8 @@ class _Reader:
         lambda x: jnp.moveaxis(x.reshape(batch, count, self.size), 1, 0), inputs
     )
     whole = isinstance(fill, int) and length % self.size == 0
-    complete = (1 + jnp.arange(count)) * self.size <= fill + length
+    chunk = jnp.arange(count, dtype=jnp.int32)
+    complete = (1 + chunk) * self.size <= fill + length
     carry, (logits, diagnostics) = jax.lax.scan(
         jax.checkpoint(self._chunk),
         (state.fast, state.begin),

@@ -20,7 +20,14 @@ DotGeneral = Callable[..., Array]
 
 
 def partitioned(init: Any, *names: str | None) -> Any:
-  """An initialiser whose parameter carries logical axis names."""
+  """An initialiser of a float32 parameter that carries logical axis names.
+
+  Args:
+    init: as those of `jax.nn.initializers`, (rng, shape, dtype) -> array; left
+      to itself it would draw float64 under `jax_enable_x64`.
+    *names: of each axis.
+  """
+  init = functools.partial(init, dtype=jnp.float32)
   return nn.with_logical_partitioning(init, names)
 
 
@@ -126,8 +133,8 @@ class Dense(nn.Module):
   def __call__(self, x: Array) -> Array:
     normal = nn.initializers.normal(self.gain / x.shape[-1] ** 0.5)
 
-    def init(rng, shape):
-      return normal(rng if self.draw is None else self.draw, shape)
+    def init(rng, shape, dtype):
+      return normal(rng if self.draw is None else self.draw, shape, dtype)
 
     kernel = self.param(
         'kernel',
@@ -224,13 +231,13 @@ def split_by_head(state: PyTree) -> PyTree:
   )
 
 
-def tap_init(rng: Array, shape: tuple[int, ...]) -> Array:
+def tap_init(rng: Array, shape: tuple[int, ...], dtype: Any) -> Array:
   """The token itself plus a little of each earlier one; [width, D]."""
-  taps = 0.3 * jax.random.normal(rng, shape)
+  taps = 0.3 * jax.random.normal(rng, shape, dtype)
   return taps.at[0].add(1.0)
 
 
-def recall_tap_init(rng: Array, shape: tuple[int, ...]) -> Array:
+def recall_tap_init(rng: Array, shape: tuple[int, ...], dtype: Any) -> Array:
   """Taps of q, k and v streams that make a memory predict; [width, 3 D].
 
   A query sees the last width - 1 tokens through random taps; a key sees the
@@ -239,11 +246,11 @@ def recall_tap_init(rng: Array, shape: tuple[int, ...]) -> Array:
   a memory that maps keys to values answers a query with what came next.
   """
   width, dim = shape[0], shape[1] // 3
-  taps = jax.random.normal(rng, (width - 1, dim))
-  none = jnp.zeros((1, dim))
+  taps = jax.random.normal(rng, (width - 1, dim), dtype)
+  none = jnp.zeros((1, dim), dtype)
   q = jnp.concatenate([taps, none])
   k = jnp.concatenate([none, taps])
-  v = jnp.zeros((width, dim)).at[0].set(1.0)
+  v = jnp.zeros((width, dim), dtype).at[0].set(1.0)
   return jnp.concatenate([q, k, v], axis=1)
 
 
@@ -255,14 +262,14 @@ class CausalConv(nn.Module):
 
   Attributes:
     width: taps.
-    init: initialiser of the taps [width, D], tap 0 the token itself.
+    init: (rng, shape, dtype) -> the taps [width, D], tap 0 the token itself.
     streams: how many streams of equal width stand side by side in D.
     shared: all streams are of one input, which is given (and kept) once.
     channels: logical axis of D.
   """
 
   width: int
-  init: Callable[[Array, tuple[int, ...]], Array] = tap_init
+  init: Callable[..., Array] = tap_init
   streams: int = 1
   shared: bool = False
   channels: str | None = 'heads'
@@ -374,7 +381,10 @@ def memory_param(module: nn.Module, name: str, **kwargs) -> Memory:
   shapes = jax.eval_shape(lambda r: init_memory(r, **kwargs), jax.random.key(0))
 
   def leaf(layer):
-    init = lambda rng, shape: getattr(init_memory(rng, **kwargs), layer)
+    def init(rng, shape, dtype):
+      del shape  # the memory's own
+      return getattr(init_memory(rng, **kwargs), layer).astype(dtype)
+
     return module.param(
         f'{name}_{layer}',
         partitioned(init, 'heads', 'memory', 'memory'),

@@ -7,7 +7,7 @@ by line.
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -118,22 +118,23 @@ class LinearMemory(MemoryMixer):
     return o[..., :-1] / jnp.maximum(o[..., -1:], 1e-6)
 
 
-def a_log_init(rng: Array, shape: tuple[int, ...]) -> Array:
+def a_log_init(rng: Array, shape: tuple[int, ...], dtype: Any) -> Array:
   """log A with A uniform in (0, 16)."""
-  return jnp.log(jax.random.uniform(rng, shape, minval=1e-6, maxval=16.0))
+  a = jax.random.uniform(rng, shape, dtype, minval=1e-6, maxval=16.0)
+  return jnp.log(a)
 
 
-def dt_bias_init(rng: Array, shape: tuple[int, ...]) -> Array:
+def dt_bias_init(rng: Array, shape: tuple[int, ...], dtype: Any) -> Array:
   """What softplus makes log-uniform in (0.001, 0.1)."""
   low, high = math.log(1e-3), math.log(1e-1)
-  dt = jnp.exp(jax.random.uniform(rng, shape, minval=low, maxval=high))
+  dt = jnp.exp(jax.random.uniform(rng, shape, dtype, minval=low, maxval=high))
   return dt + jnp.log(-jnp.expm1(-dt))
 
 
-def uniform_tap_init(rng: Array, shape: tuple[int, ...]) -> Array:
+def uniform_tap_init(rng: Array, shape: tuple[int, ...], dtype: Any) -> Array:
   """Uniform in +-1 / sqrt(width), as PyTorch draws a depthwise convolution."""
   bound = shape[0] ** -0.5
-  return jax.random.uniform(rng, shape, minval=-bound, maxval=bound)
+  return jax.random.uniform(rng, shape, dtype, minval=-bound, maxval=bound)
 
 
 def l2_normalized(x: Array) -> Array:

@@ -41,7 +41,9 @@ class Lstm(Mixer):
         partitioned(nn.initializers.orthogonal(), 'embed', 'heads'),
         (dim, 4 * dim),
     )
-    forget = lambda _, shape: jnp.zeros(shape).at[dim : 2 * dim].set(1.0)
+    forget = lambda _, shape, dtype: (
+        jnp.zeros(shape, dtype).at[dim : 2 * dim].set(1.0)
+    )
     bias = self.param('bias', partitioned(forget, 'heads'), (4 * dim,))
 
     def step(carry, xs):

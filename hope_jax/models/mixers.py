@@ -40,6 +40,12 @@ def _logit(p: float) -> float:
   return math.log(p / (1 - p))
 
 
+def identity_init(rng: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+  """The identity of each head; [H, K, K]."""
+  del rng
+  return jnp.broadcast_to(jnp.eye(shape[-1], dtype=dtype), shape)
+
+
 def titans_options(
     config: TitansConfig, precision: Precision
 ) -> titans.Options:
@@ -262,10 +268,9 @@ class SelfModifyingTitans(MemoryMixer):
     if 'q' in options.adaptive:
       memories['q'] = memory('q', head_dim)
     else:
-      eye = lambda rng, shape: jnp.broadcast_to(jnp.eye(shape[-1]), shape)
       params['w_q'] = self.param(
           'w_q',
-          partitioned(eye, 'heads', 'memory', 'memory'),
+          partitioned(identity_init, 'heads', 'memory', 'memory'),
           (heads, head_dim, head_dim),
       )
     if config.momentum:

@@ -55,16 +55,17 @@ def locate(
   if fresh:
     zero = jnp.zeros((batch,), jnp.int32)
     place = Place(zero, zero)
+  t = jnp.arange(length, dtype=jnp.int32)
   if segment_ids is None:
     position = None
     if not fresh:
-      position = place.position[:, None] + jnp.arange(length)
+      position = place.position[:, None] + t
     end = place.position + length
     return Packing(None, None, position), Place(place.segment, end)
   ids = segment_ids.astype(jnp.int32)
   present = ids != 0
   # Padding belongs to the document before it: carry the last id forward.
-  index = jnp.where(present, jnp.arange(length), -1)
+  index = jnp.where(present, t, -1)
   latest = jax.lax.cummax(index, axis=1)
   held = jnp.where(
       latest >= 0,
@@ -73,15 +74,16 @@ def locate(
   )
   previous = jnp.concatenate([place.segment[:, None], held[:, :-1]], axis=1)
   starts = present & (ids != previous)
-  count = jnp.cumsum(present, axis=1) - present
+  count = levels.ahead(present)
+  total = jnp.sum(present, axis=1, dtype=jnp.int32)
   base = jax.lax.cummax(jnp.where(starts, count, -1), axis=1)
   position = jnp.where(
       base >= 0, count - base, count + place.position[:, None]
   )
   end = jnp.where(
       jnp.any(starts, axis=1),
-      jnp.sum(present, axis=1) - jnp.max(base, axis=1),
-      place.position + jnp.sum(present, axis=1),
+      total - jnp.max(base, axis=1),
+      place.position + total,
   )
   return Packing(starts, present, position), Place(held[:, -1], end)
 

@@ -36,8 +36,9 @@ def _memory(
   """
 
   def leaf(i, std):
-    def init(rng, shape):
-      drawn = std * jax.random.normal(rng, (shape[0], widths[i], shape[2]))
+    def init(rng, shape, dtype):
+      drawn = shape[0], widths[i], shape[2]
+      drawn = std * jax.random.normal(rng, drawn, dtype)
       return jnp.pad(drawn, ((0, 0), (0, shape[1] - widths[i]), (0, 0)))
 
     return module.param(
@@ -150,7 +151,8 @@ class Ttt(Mixer):
     learned = self.param(
         'tau', partitioned(nn.initializers.zeros_init(), None), (chunk,)
     )
-    tau = jnp.maximum(1 / jnp.arange(1, chunk + 1) + learned, 0)
+    places = jnp.arange(1, chunk + 1, dtype=learned.dtype)
+    tau = jnp.maximum(1 / places + learned, 0)
     per_head = lambda y: jnp.broadcast_to(y[..., None], logit.shape)
     return ttt.TttGates(
         eta=rate / head_dim * nn.sigmoid(logit),

@@ -91,6 +91,12 @@ def reason_for_nan(metrics: Mapping[str, Any]) -> str:
   return ''
 
 
+def ahead(flags: Array) -> Array:
+  """How many of the flags [B, T] before each one are set, int32."""
+  flags = flags.astype(jnp.int32)
+  return jnp.cumsum(flags, axis=1, dtype=jnp.int32) - flags
+
+
 def room(length: int, tile: int) -> int:
   """Returns how many tiles the grid of packed documents has for T tokens.
 
@@ -144,7 +150,7 @@ def token_grid(
   if present is None:
     present = jnp.ones((batch, length), bool)
   starts = starts & present
-  count = jnp.cumsum(present, axis=1) - present
+  count = ahead(present)
   base = jax.lax.cummax(jnp.where(starts, count, -1), axis=1)
   position = jnp.where(base >= 0, count - base, count + phase[:, None])
   opens = present & (starts | (position % tile == 0))
@@ -152,7 +158,7 @@ def token_grid(
   first = jnp.take_along_axis(
       opens, jnp.argmax(present, axis=1)[:, None], axis=1
   )
-  of_tile = jnp.cumsum(opens, axis=1) - first
+  of_tile = jnp.cumsum(opens, axis=1, dtype=jnp.int32) - first.astype(jnp.int32)
   index = jnp.where(present, of_tile * tile + position % tile, tiles * tile)
   rows = jnp.arange(batch)[:, None]
 
@@ -160,7 +166,8 @@ def token_grid(
     full = jnp.full((batch, size), empty, values.dtype)
     return full.at[rows, at].set(values, mode='drop')
 
-  t = jnp.broadcast_to(jnp.arange(length), (batch, length))
+  t = jnp.arange(length, dtype=jnp.int32)
+  t = jnp.broadcast_to(t, (batch, length))
   token = scatter(tiles * tile, index, t, length)
   opened = jnp.where(opens, of_tile, tiles)
   last = jnp.max(jnp.where(present, t, -1), axis=1, keepdims=True)
@@ -187,7 +194,8 @@ def _static_grid(batch, length, tile, period, starts, present) -> Grid:
     return jnp.pad(x, missing, constant_values=value)
 
   present = jnp.ones((batch, length), bool) if present is None else present
-  position = jnp.broadcast_to(jnp.arange(n) * tile, (batch, n))
+  position = jnp.arange(n, dtype=jnp.int32) * tile
+  position = jnp.broadcast_to(position, (batch, n))
   reset = jnp.zeros((batch, n), bool)
   overflow = jnp.zeros((batch,), bool)
   if starts is not None:
@@ -198,7 +206,7 @@ def _static_grid(batch, length, tile, period, starts, present) -> Grid:
     position = position - begun
   valid = pad(present, False)
   # A tile of nothing but padding leaves the memory where it was.
-  seen = jnp.sum(valid.reshape(batch, n, tile), axis=2)
+  seen = jnp.sum(valid.reshape(batch, n, tile), axis=2, dtype=jnp.int32)
   filled = jnp.where(seen > 0, position + seen, 0)
   last = jnp.max(jnp.where(seen > 0, jnp.arange(n), 0), axis=1)
   end = jnp.take_along_axis(filled, last[:, None], axis=1)[:, 0]

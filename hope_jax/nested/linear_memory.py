@@ -61,7 +61,7 @@ def added_writes(rule: str, v: Array) -> Writes:
   one = jnp.ones_like(v[..., 0])
   if rule == 'linear_attention':
     return Writes(jnp.concatenate([v, one[..., None]], axis=-1), one, 0 * one)
-  gamma = 1 - 2.0 ** (-5 - jnp.arange(v.shape[2]))
+  gamma = 1 - 2.0 ** (-5 - jnp.arange(v.shape[2], dtype=v.dtype))
   return Writes(v, one, jnp.log(gamma) * one)
 
 
@@ -123,7 +123,7 @@ def layer(
     )
   segment_ids = reset = None
   if starts is not None:
-    segment_ids = jnp.cumsum(starts, axis=1)
+    segment_ids = jnp.cumsum(starts, axis=1, dtype=jnp.int32)
     if state is not None:
       # The first token starts a segment where no id is there to change.
       state = jnp.where(starts[:, :1, None, None], 0, state)

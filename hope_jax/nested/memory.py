@@ -15,6 +15,7 @@ Not specified by the paper: phi. Here phi(z) = GELU(z) / sqrt(F), so that a unit
 key and a `w_in` of unit variance give a hidden vector of length about one.
 """
 
+import functools
 import math
 from typing import Literal, NamedTuple
 
@@ -90,12 +91,13 @@ def init(
   Returns:
     The memory, leaves [H, ...] float32.
   """
+  normal = functools.partial(jax.random.normal, dtype=jnp.float32)
   if hidden is None:
-    return Matrix(std * jax.random.normal(rng, (heads, key_dim, value_dim)))
+    return Matrix(std * normal(rng, (heads, key_dim, value_dim)))
   rng_in, rng_out = jax.random.split(rng)
   return Mlp(
-      w_in=jax.random.normal(rng_in, (heads, key_dim, hidden)),
-      w_out=std * jax.random.normal(rng_out, (heads, hidden, value_dim)),
+      w_in=normal(rng_in, (heads, key_dim, hidden)),
+      w_out=std * normal(rng_out, (heads, hidden, value_dim)),
   )
 
 

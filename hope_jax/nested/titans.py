@@ -355,6 +355,7 @@ def _diagnostics(
 ) -> dict[str, Array]:
   """What `layer` returns last, from the statistics of `tile_step`."""
   count = jnp.maximum(jnp.sum(grid.valid), 1) * heads
+  count = count.astype(stats['eta'].dtype)
   norms = [
       jnp.max(jnp.sqrt(jnp.sum(w * w, axis=(-2, -1))))
       for w in jax.tree.leaves(memories)

@@ -8,8 +8,12 @@ from hope_jax.optim.dgd import (
   scale_by_dgd,
 )
 from hope_jax.optim.frequency import at_frequency, nested, update_counts
-from hope_jax.optim.leaves import describe, matrix_labels
 from hope_jax.optim.m3 import m3, scale_by_m3
+from hope_jax.optim.matrices import (
+  describe,
+  dimension_numbers,
+  matrix_labels,
+)
 from hope_jax.optim.momentum import (
   delta_momentum,
   feature_momentum,
@@ -26,6 +30,7 @@ from hope_jax.optim.multi_scale import (
 )
 from hope_jax.optim.muon import adamuon, muon, scale_by_adamuon, scale_by_muon
 from hope_jax.optim.newton_schulz import orthogonalize
+from hope_jax.optim.precision import in_float32
 
 __all__ = [
     'adamuon',
@@ -36,7 +41,9 @@ __all__ = [
     'delta_momentum',
     'describe',
     'dgd',
+    'dimension_numbers',
     'feature_momentum',
+    'in_float32',
     'm3',
     'matrix_labels',
     'multi_scale_momentum',

@@ -26,6 +26,7 @@ zeros for M and B: a decay of the hidden layers to zero would leave no MLP.
 """
 
 from collections.abc import Sequence
+import functools
 import math
 from typing import Literal, NamedTuple
 
@@ -33,7 +34,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hope_jax.optim import leaves, momentum, newton_schulz
+from hope_jax.optim import dimensions, leaves, matrices, momentum
+from hope_jax.optim.precision import keeps_float32
 from hope_jax.types import Array, PyTree
 
 
@@ -48,6 +50,7 @@ class DeepMomentumState(NamedTuple):
   start: tuple[PyTree, ...]  # theta_0 of the hidden layers: all but B
 
 
+@keeps_float32
 def scale_by_deep_momentum(
     *,
     decay: float = 0.9,
@@ -55,6 +58,7 @@ def scale_by_deep_momentum(
     hidden: Sequence[int] = (16,),
     objective: Literal['dot', 'l2'] = 'dot',
     normalize: Literal['unit', 'soft', 'none'] = 'unit',
+    weight_dimension_numbers: matrices.NumbersOf = None,
 ) -> optax.GradientTransformation:
   """Momentum that is an MLP trained on the gradients (NL Eq. 50).
 
@@ -79,6 +83,9 @@ def scale_by_deep_momentum(
     normalize: what is stored, for each matrix: 'unit', g / |g|, so that neither
       the memory nor a step depends on the gradient's scale; 'soft', g / (1 +
       |g|); 'none', g itself.
+    weight_dimension_numbers: which axes of a leaf are in and out, as in
+      `optax.contrib.muon`; None goes by shape and name, see
+      `dimension_numbers`.
 
   Returns:
     A transformation with a `DeepMomentumState`. A zero gradient stores nothing;
@@ -99,77 +106,99 @@ def scale_by_deep_momentum(
   loss = _agreement if objective == 'dot' else _minus_error
   scale = momentum.SCALES[normalize]
 
+  given = weight_dimension_numbers
+
   def step(g, m, *weights):
-    """Of one matrix, or stack: what is read, then M and the layers after."""
+    """Of matrices: what is read and M, then the layers after."""
     cut = len(hidden) + 1
     memory, start = (m, *weights[:cut]), (0, *weights[cut:], 0)
     keys = scale(g, (-2, -1)) * g
     written = zip(memory, start, jax.grad(loss)(memory, keys))
     memory = tuple(o + decay * (w - o) + rate * d for w, o, d in written)
-    return jax.grad(_agreement, argnums=1)(memory, keys), *memory
+    read = jax.grad(_agreement, argnums=1)(memory, keys)
+    return (read, memory[0]), memory[1:]
+
+  def init(params):
+    linear = leaves.zeros(params)
+    # One array each: who donates the state may not give a buffer twice.
+    layers = _layers(linear, given, hidden)
+    start = _layers(linear, given, hidden)[:-1]
+    return DeepMomentumState(linear, layers, start)
 
   def update(updates, state, params=None):
     del params
     flat, structure = jax.tree.flatten(updates)
+    if not flat:
+      return updates, state
     columns = zip(*map(
-        structure.flatten_up_to, (state.linear, *state.layers, *state.start)
+        structure.flatten_up_to,
+        (matrices.numbers_for(updates, given), updates, state.linear,
+         *state.layers, *state.start),
     ))
     results = []
-    for g, (m, *weights) in zip(flat, columns):
-      read, new, *layers = newton_schulz.on_whole_matrices(
-          step, _as_matrix(g.astype(m.dtype)), _as_matrix(m), *weights
-      )
-      results.append((_as_leaf(read, g), _as_leaf(new, m), *layers))
-    if not results:
-      return updates, state
+    for numbers, g, m, *weights in columns:
+      read, layers = dimensions.on_matrices(step, numbers, g, m, beside=weights)
+      results.append((*read, *layers))
     updates, linear, *layers = map(structure.unflatten, zip(*results))
     return updates, DeepMomentumState(linear, tuple(layers), state.start)
 
-  return optax.GradientTransformation(
-      lambda params: _start(params, hidden), update
-  )
+  return optax.GradientTransformation(init, update)
 
 
-def _start(params: PyTree, hidden: Sequence[int]) -> DeepMomentumState:
-  linear = leaves.zeros(params)
-  start = tuple(
-      jax.tree.map(lambda m, i=i: _draw(m, hidden, i), linear)
-      for i in range(len(hidden))
-  )
-  last = tuple(
-      jax.tree.map(lambda m, h=h: _zeros(m, h), linear) for h in hidden[-1:]
-  )
-  return DeepMomentumState(linear, start + last, start)
+def _layers(
+    linear: PyTree, given: matrices.NumbersOf, hidden: Sequence[int]
+) -> tuple[PyTree, ...]:
+  """A, ..., B as they start: trees of the parameters' structure; or ()."""
+  if not hidden:
+    return ()
+  if isinstance(linear, _PLACEHOLDER):
+    # Of optax.tree.map_params: the layers have not the parameters' shapes.
+    return (0,) * (len(hidden) + 1)
+  numbers = matrices.numbers_for(linear, given)
+
+  def layer(i):
+    def of(m, one):
+      draw = functools.partial(_draw, hidden=hidden, i=i)
+      w = dimensions.on_matrices(draw, one, m)[1]
+      if i in (0, len(hidden)):
+        w = dimensions.split_like(w, m, one, 'out' if i else 'in')
+      return w
+
+    return jax.tree.map(of, linear, numbers)
+
+  return tuple(map(layer, range(len(hidden) + 1)))
 
 
-def _as_matrix(x: Array) -> Array:
-  """[..., in, out] as it is, a vector as [in, 1]."""
-  return jnp.expand_dims(x, range(x.ndim, 2))
+def _placeholder() -> type:
+  """What optax.tree.map_params has in the place of all parameters."""
+  seen = []
+
+  def init(params):
+    seen.append(params)
+    return ()
+
+  optax.tree.map_params(init, lambda x: x, ())
+  return type(seen[0])
 
 
-def _as_leaf(x: Array, leaf: Array) -> Array:
-  """The reverse, of shape and dtype of the leaf."""
-  return jnp.squeeze(x, range(leaf.ndim, 2)).astype(leaf.dtype)
+_PLACEHOLDER = _placeholder()
 
 
-def _draw(m: Array, hidden: Sequence[int], i: int) -> Array:
-  """Hidden layer i of each matrix of a leaf, of spectral norm about 1."""
+def _draw(x: Array, hidden: Sequence[int], i: int) -> tuple[tuple[()], Array]:
+  """Layer i of each matrix of x, which is zero, of spectral norm about 1.
 
-  def draw(x):
-    height, width = (x.shape[-2], *hidden)[i], hidden[i]
-    key = jax.random.fold_in(jax.random.key(0), i)
-    w = jax.random.normal(key, (height, width), x.dtype)
-    # Added to x, which is zero, for its stack and that one's sharding.
-    return x[..., :1, :1] + w / (math.sqrt(height) + math.sqrt(width))
-
-  return newton_schulz.on_whole_matrices(draw, _as_matrix(m))
-
-
-def _zeros(m: Array, height: int) -> Array:
-  """The last layer [..., h, out]."""
-  return newton_schulz.on_whole_matrices(
-      lambda x: x[..., :1, :] + jnp.zeros((height, 1), x.dtype), _as_matrix(m)
-  )
+  Hidden ones are drawn from a fixed key, the last is zero. Added to x for its
+  stack and that one's sharding.
+  """
+  height, width = (x.shape[-2], *hidden, x.shape[-1])[i : i + 2]
+  if i == len(hidden):
+    return (), jnp.sum(x, axis=-2, keepdims=True) + jnp.zeros(
+        (height, 1), x.dtype
+    )
+  key = jax.random.fold_in(jax.random.key(0), i)
+  w = jax.random.normal(key, (height, width), x.dtype)
+  size = math.sqrt(height) + math.sqrt(width)
+  return (), jnp.sum(x, axis=(-2, -1), keepdims=True) + w / size
 
 
 def _features(memory: Sequence[Array], keys: Array) -> Array:
@@ -202,6 +231,7 @@ def _minus_error(memory: Sequence[Array], keys: Array) -> Array:
   return _agreement(memory, keys) - square / 2
 
 
+@keeps_float32
 def deep_momentum(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -210,6 +240,7 @@ def deep_momentum(
     hidden: Sequence[int] = (16,),
     objective: Literal['dot', 'l2'] = 'dot',
     normalize: Literal['unit', 'soft', 'none'] = 'unit',
+    weight_dimension_numbers: matrices.NumbersOf = None,
 ) -> optax.GradientTransformation:
   """Descent along `scale_by_deep_momentum`.
 
@@ -230,6 +261,7 @@ def deep_momentum(
       scale_by_deep_momentum(
           decay=decay, rate=rate, hidden=hidden, objective=objective,
           normalize=normalize,
+          weight_dimension_numbers=weight_dimension_numbers,
       ),
       optax.scale_by_learning_rate(learning_rate),
   )

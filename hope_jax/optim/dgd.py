@@ -32,12 +32,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hope_jax.optim import leaves
+from hope_jax.optim import leaves, matrices
+from hope_jax.optim.precision import TINY, keeps_float32
 from hope_jax.types import Array
 
 # Without optax's decay of 1e-4, which the matrices do not have either.
 FALLBACKS = {
-    'adamw': functools.partial(optax.adamw, weight_decay=0.0),
+    'adamw': functools.partial(optax.adamw, weight_decay=0.0, eps_root=TINY),
     'sgd': optax.sgd,
 }
 
@@ -127,6 +128,7 @@ def delta_dot(
   return delta_dot_general(eta, reduction=reduction)(x, w, numbers)
 
 
+@keeps_float32
 def scale_by_dgd() -> optax.GradientTransformation:
   """The direction of delta gradient descent (NL Eq. 54-57): the gradient as is.
 
@@ -143,12 +145,13 @@ def scale_by_dgd() -> optax.GradientTransformation:
   return optax.identity()
 
 
+@keeps_float32
 def dgd(
     learning_rate: optax.ScalarOrSchedule,
     *,
     fallback: Literal['adamw', 'sgd'] = 'adamw',
     fallback_learning_rate: optax.ScalarOrSchedule | None = None,
-    label_fn: leaves.LabelFn | None = None,
+    label_fn: matrices.LabelFn | None = None,
     stacked: leaves.Stacked = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Delta gradient descent, for a model whose layers use `delta_dot_general`.
@@ -186,7 +189,7 @@ def dgd(
     )
   if fallback_learning_rate is None:
     fallback_learning_rate = learning_rate
-  label_fn = leaves.labeller(label_fn, stacked)
+  label_fn = matrices.labeller(label_fn, stacked)
 
   def labels(params):
     labelled = label_fn(params)

@@ -8,19 +8,24 @@ import optax
 
 from hope_jax.config import ConfigError, OptimizerConfig
 from hope_jax.optim import frequency, leaves, registry
+from hope_jax.optim.precision import in_float32
 from hope_jax.types import PyTree
 
 # Never decayed, whatever their shape: a parameter, or the module that owns it,
 # with such a name.
-UNDECAYED = re.compile('embed|norm|scale|bias|memory_')
+UNDECAYED = re.compile(
+    'embed|norm|scale|bias|memory_|^(conv|initial|w_q)$'
+)
 
 
 def decay_mask(params: PyTree) -> PyTree:
   """Returns True where weight decay belongs: on matrices that project.
 
-  Norms, biases, scalars, embeddings and the initial states of inner memories
-  are left alone: pulling those to zero changes what the model is, not how
-  smooth it is.
+  Norms, biases, scalars, embeddings, the taps of convolutions and what inner
+  memories start from are left alone: pulling those to zero changes what the
+  model is, not how smooth it is. So is `w_q` of self-modifying Titans: it
+  stands where the memory of queries would, and starts as the identity, as that
+  does.
   """
 
   def decays(path, leaf):
@@ -71,7 +76,12 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
         peak, cosine_steps, alpha=config.final_learning_rate
     )
     curve = optax.join_schedules([curve, cosine], [warmup])
-  return lambda step: curve(step + 1)
+
+  def schedule(step):
+    with jax.numpy_dtype_promotion('standard'):  # which optax's schedules need
+      return curve(step + 1)
+
+  return schedule
 
 
 def make_optimizer(
@@ -113,11 +123,11 @@ def make_optimizer(
     )
   except ValueError as error:
     raise ConfigError(f'ContinuumConfig.periods: {error}') from error
-  return optax.chain(
+  return in_float32(optax.chain(
       optax.clip_by_global_norm(config.clip_norm),
       by_level,
       optax.scale_by_schedule(schedule),
-  )
+  ))
 
 
 def _at_rate(

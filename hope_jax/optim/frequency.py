@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hope_jax.optim import leaves, momentum
+from hope_jax.optim import dimensions, leaves, momentum
+from hope_jax.optim.precision import in_float32
 from hope_jax.types import Array, PyTree
 
 
@@ -28,7 +29,8 @@ class FrequencyState(NamedTuple):
 
   steps: Array  # int32 [], gradients seen
   updates: Array  # int32 [], updates made: steps // period
-  accumulator: PyTree  # float32, like the parameters; empty at period 1
+  # Like the parameters, float32 or wider; empty at period 1.
+  accumulator: PyTree
   inner: PyTree  # the state of the wrapped transformation
 
 
@@ -83,15 +85,10 @@ def at_frequency(
   tx = optax.with_extra_args_support(tx)
 
   def init(params):
-    accumulator = ()
-    if period > 1:
-      # float32 whatever the parameters are: a sum of many bf16 gradients would
-      # stop growing.
-      accumulator = jax.tree.map(
-          lambda p: jnp.zeros_like(p, jnp.float32), params
-      )
-    zero = jnp.zeros([], jnp.int32)
-    return FrequencyState(zero, zero, accumulator, tx.init(params))
+    accumulator = () if period == 1 else leaves.zeros(params)
+    # Two arrays: who donates the state may not give one buffer twice.
+    steps, updates = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)
+    return FrequencyState(steps, updates, accumulator, tx.init(params))
 
   def update(updates, state, params=None, **extra):
     steps = state.steps + 1
@@ -99,29 +96,28 @@ def at_frequency(
       updates, inner = tx.update(updates, state.inner, params, **extra)
       return updates, FrequencyState(steps, state.updates + 1, (), inner)
     total = jax.tree.map(
-        lambda a, g: a + g.astype(jnp.float32), state.accumulator, updates
+        lambda a, g: a + g.astype(a.dtype), state.accumulator, updates
     )
 
+    def filled(value):
+      like_them = jax.tree.map(lambda a: jnp.full_like(a, value), total)
+      return dimensions.alike(like_them, total)
+
     def move(_):
-      mean = jax.tree.map(
-          lambda a, g: (a / count).astype(g.dtype), total, updates
-      )
+      mean = jax.tree.map(lambda a: a / count, total)
       moves, inner = tx.update(mean, state.inner, params, **extra)
-      cleared = jax.tree.map(jnp.zeros_like, total)
-      return moves, FrequencyState(steps, state.updates + 1, cleared, inner)
+      moves = dimensions.alike(moves, total)
+      inner = dimensions.alike(inner, state.inner)
+      return moves, FrequencyState(steps, state.updates + 1, filled(0.0), inner)
 
     def hold(_):
-      still = _still(jax.eval_shape(move, 0)[0])
+      # The updates that move no parameter, whatever it is.
+      still = filled(-0.0)
       return still, FrequencyState(steps, state.updates, total, state.inner)
 
     return jax.lax.cond(steps % period == 0, move, hold, 0)
 
-  return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _still(shapes: PyTree) -> PyTree:
-  """The updates that move no parameter, whatever it is."""
-  return jax.tree.map(lambda s: jnp.full(s.shape, -0.0, s.dtype), shapes)
+  return in_float32(optax.GradientTransformationExtraArgs(init, update))
 
 
 def nested(

@@ -4,13 +4,14 @@ Two levels of multi-scale momentum, orthogonalised as in Muon and divided by
 Adam's second moment.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from hope_jax.optim import leaves, newton_schulz
+from hope_jax.optim import dimensions, leaves, matrices, newton_schulz
 from hope_jax.optim.multi_scale import (
     Accumulate,
     SlowLevel,
@@ -19,6 +20,7 @@ from hope_jax.optim.multi_scale import (
     check,
     debias,
 )
+from hope_jax.optim.precision import keeps_float32, root
 from hope_jax.types import Array, PyTree
 
 
@@ -31,6 +33,7 @@ class M3State(NamedTuple):
   second: PyTree  # V, float32
 
 
+@keeps_float32
 def scale_by_m3(
     *,
     b1: float = 0.9,
@@ -42,6 +45,7 @@ def scale_by_m3(
     eps: float = 1e-8,
     accumulate: Accumulate = 'ema',
     rms: float | None = 0.2,
+    weight_dimension_numbers: matrices.NumbersOf = None,
 ) -> optax.GradientTransformation:
   """M3, multi-scale momentum Muon, on matrices (NL §7.2, Algorithm 1).
 
@@ -69,6 +73,9 @@ def scale_by_m3(
     eps: added to the root of the second moment.
     accumulate: 'ema' or 'sum', see above.
     rms: root mean square of each matrix's update, or None.
+    weight_dimension_numbers: which axes of a leaf are in and out, as in
+      `optax.contrib.muon`; None goes by shape and name, see
+      `dimension_numbers`.
 
   Returns:
     A transformation with an `M3State`: four copies of the parameters. A zero
@@ -87,34 +94,42 @@ def scale_by_m3(
   check(accumulate, period=period)
   newton_schulz.check_steps(ns_steps)
 
+  given = weight_dimension_numbers
+
+  def init(params):
+    matrices.require(params, 'M3')
+    matrices.numbers_for(params, given)
+    return _start(params)
+
   def update(updates, state, params=None):
     del params
     count = state.count
+    numbers = matrices.numbers_for(updates, given)
     fast = blend(state.fast, updates, b1, accumulate)
     second = blend(state.second, updates, b2, accumulate, jnp.square)
     slow = advance(
         state.slow, updates, count, period, b3, accumulate,
-        lambda memory, _: _orthogonalize(memory, ns_steps),
+        lambda memory, _: _orthogonalize(memory, numbers, ns_steps),
     )
     ema = accumulate == 'ema'
     correction = debias(b2, count + 1) if ema else 1.0
 
-    def direction(g, o1, o2, v):
-      d = (o1 + slow_weight * o2) / (jnp.sqrt(v * correction) + eps)
+    def direction(o1, o2, v, numbers):
+      d = (o1 + slow_weight * o2) / (root(v * correction) + eps)
       # Where no gradient ever came there is nothing to divide, and no step.
       d = jnp.where(v == 0, 0, d) if ema else d
-      return (d if rms is None else _with_rms(d, rms)).astype(g.dtype)
+      return d if rms is None else dimensions.with_rms(d, rms, numbers)
 
     updates = jax.tree.map(
-        direction, updates, _orthogonalize(fast, ns_steps), slow.read, second
+        direction, _orthogonalize(fast, numbers, ns_steps), slow.read, second,
+        numbers,
     )
     return updates, M3State(count + 1, fast, slow, second)
 
-  return optax.GradientTransformation(_start_m3, update)
+  return optax.GradientTransformation(init, update)
 
 
-def _start_m3(params: PyTree) -> M3State:
-  leaves.require_matrices(params, 'M3')
+def _start(params: PyTree) -> M3State:
   return M3State(
       jnp.zeros([], jnp.int32),
       leaves.zeros(params),
@@ -123,20 +138,14 @@ def _start_m3(params: PyTree) -> M3State:
   )
 
 
-def _orthogonalize(tree: PyTree, steps: int) -> PyTree:
+def _orthogonalize(tree: PyTree, numbers: PyTree, steps: int) -> PyTree:
   return jax.tree.map(
-      lambda m: newton_schulz.orthogonalize(m, steps=steps), tree
+      lambda m, one: newton_schulz.orthogonalize(m, steps=steps, numbers=one),
+      tree, numbers,
   )
 
 
-def _with_rms(d: Array, rms: float) -> Array:
-  """Each matrix of [..., in, out] with this root mean square; zero stays so."""
-  square = jnp.mean(d * d, axis=(-2, -1), keepdims=True)
-  return d * jnp.where(
-      square == 0, 0, rms / jnp.sqrt(jnp.where(square == 0, 1, square))
-  )
-
-
+@keeps_float32
 def m3(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -153,8 +162,9 @@ def m3(
     adam_learning_rate: optax.ScalarOrSchedule | None = None,
     adam_b1: float = 0.9,
     adam_b2: float = 0.999,
-    label_fn: leaves.LabelFn | None = None,
+    label_fn: matrices.LabelFn | None = None,
     stacked: leaves.Stacked = None,
+    weight_dimension_numbers: matrices.NumbersOf = None,
 ) -> optax.GradientTransformationExtraArgs:
   """M3 for matrices, AdamW for everything else; see `scale_by_m3`.
 
@@ -178,6 +188,9 @@ def m3(
       and name, see `matrix_labels`.
     stacked: names of the modules whose parameters are stacked over layers; see
       `matrix_labels`.
+    weight_dimension_numbers: which axes of a leaf are in and out, as in
+      `optax.contrib.muon`; None for a leaf leaves it to AdamW; None for
+      all goes by shape and name, see `dimension_numbers`.
 
   Returns:
     A transformation.
@@ -196,12 +209,13 @@ def m3(
     >>> bool(loss(params) < 0.1)
     True
   """
-  direction = scale_by_m3(
-      b1=b1, b2=b2, b3=b3, slow_weight=slow_weight, period=period,
+  direction = functools.partial(
+      scale_by_m3, b1=b1, b2=b2, b3=b3, slow_weight=slow_weight, period=period,
       ns_steps=ns_steps, eps=eps, accumulate=accumulate, rms=rms,
   )
-  return leaves.beside_adamw(
+  return matrices.beside_adamw(
       direction, learning_rate, weight_decay=weight_decay,
       adam_learning_rate=adam_learning_rate, label_fn=label_fn,
-      stacked=stacked, b1=adam_b1, b2=adam_b2,
+      stacked=stacked, weight_dimension_numbers=weight_dimension_numbers,
+      b1=adam_b1, b2=adam_b2,
   )

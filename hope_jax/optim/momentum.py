@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hope_jax.optim import leaves, newton_schulz
+from hope_jax.optim import dimensions, leaves, matrices, newton_schulz
+from hope_jax.optim.precision import TINY, keeps_float32, root
 from hope_jax.types import Array, PyTree
 
 
@@ -30,7 +31,7 @@ def one_of(name: str, value: str, options) -> None:
 
 
 def _length(g: Array, axes: Sequence[int]) -> Array:
-  return jnp.sqrt(jnp.sum(g * g, axis=axes, keepdims=True))
+  return root(jnp.sum(g * g, axis=axes, keepdims=True))
 
 
 def _unit(g: Array, axes: Sequence[int]) -> Array:
@@ -57,28 +58,26 @@ def _start(params: PyTree) -> MomentumState:
   return MomentumState(leaves.zeros(params))
 
 
-def _momentum(step, output=lambda m: m, init=_start):
-  """m <- step(g, m), leaf by leaf in m's dtype; the direction is output(m)."""
+def _momentum(step, output=lambda m, numbers: m, init=_start, given=None):
+  """m <- step(g, m, numbers), leaf by leaf; the direction is output(m, ..)."""
 
   def update(updates, state, params=None):
     del params
-    momentum = jax.tree.map(
-        lambda g, m: step(g.astype(m.dtype), m), updates, state.momentum
-    )
-    updates = jax.tree.map(
-        lambda m, g: output(m).astype(g.dtype), momentum, updates
-    )
-    return updates, MomentumState(momentum)
+    numbers = matrices.numbers_for(updates, given)
+    momentum = jax.tree.map(step, updates, state.momentum, numbers)
+    return jax.tree.map(output, momentum, numbers), MomentumState(momentum)
 
   return optax.GradientTransformation(init, update)
 
 
+@keeps_float32
 def scale_by_delta_momentum(
     *,
     decay: float = 0.9,
     delta: float = 0.5,
     gram: Literal['vector', 'matrix'] = 'vector',
     normalize: Literal['soft', 'unit', 'none'] = 'soft',
+    weight_dimension_numbers: matrices.NumbersOf = None,
 ) -> optax.GradientTransformation:
   """Momentum that forgets what lies along the new gradient (NL Eq. 48-49).
 
@@ -103,6 +102,8 @@ def scale_by_delta_momentum(
     delta: step size of the delta rule; 0 is plain momentum (`optax.trace`).
     gram: see above; 'matrix' needs leaves with at least two axes.
     normalize: 'soft' as above; 'unit', g / |g|; 'none', g itself.
+    weight_dimension_numbers: as in `optax.contrib.muon`; None goes by shape and
+      name, see `dimension_numbers`.
 
   Returns:
     A transformation with a `MomentumState`.
@@ -119,27 +120,30 @@ def scale_by_delta_momentum(
 
   def init(params):
     if gram == 'matrix':
-      leaves.require_matrices(params, "delta_momentum(gram='matrix')")
+      matrices.require(params, "delta_momentum(gram='matrix')")
     return _start(params)
 
-  def step(g, m):
-    axes = tuple(range(-min(g.ndim, 2), 0))
+  def step(g, m, numbers):
+    _, rows, columns = dimensions.sides(numbers, g.ndim)
+    axes = (*rows, *columns)
     share = delta * SCALES[normalize](g, axes) ** 2
     if gram == 'vector':
       share = share * jnp.sum(g * m, axis=axes, keepdims=True)
       return decay * m + (1 - share) * g
-    erased = newton_schulz.on_whole_matrices(_project, g, m)
+    erased, _ = dimensions.on_matrices(_project, numbers, g, m)
     return decay * m + g - share * erased
 
-  return _momentum(step, init=init)
+  return _momentum(step, init=init, given=weight_dimension_numbers)
 
 
-def _project(g: Array, m: Array) -> Array:
+def _project(g: Array, m: Array) -> tuple[Array, tuple[()]]:
   """g g^T m, by whichever product is smaller."""
   t = jnp.swapaxes(g, -1, -2)
-  return (g @ t) @ m if g.shape[-2] <= g.shape[-1] else g @ (t @ m)
+  wide = g.shape[-2] <= g.shape[-1]
+  return (g @ t) @ m if wide else g @ (t @ m), ()
 
 
+@keeps_float32
 def delta_momentum(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -147,6 +151,7 @@ def delta_momentum(
     delta: float = 0.5,
     gram: Literal['vector', 'matrix'] = 'vector',
     normalize: Literal['soft', 'unit', 'none'] = 'soft',
+    weight_dimension_numbers: matrices.NumbersOf = None,
 ) -> optax.GradientTransformation:
   """SGD with delta momentum; see `scale_by_delta_momentum`.
 
@@ -165,12 +170,14 @@ def delta_momentum(
   """
   return optax.chain(
       scale_by_delta_momentum(
-          decay=decay, delta=delta, gram=gram, normalize=normalize
+          decay=decay, delta=delta, gram=gram, normalize=normalize,
+          weight_dimension_numbers=weight_dimension_numbers,
       ),
       optax.scale_by_learning_rate(learning_rate),
   )
 
 
+@keeps_float32
 def scale_by_preconditioned_momentum(
     *,
     decay: float = 0.9,
@@ -198,10 +205,13 @@ def scale_by_preconditioned_momentum(
     §4.4, Eq. 46-47.
   """
   if preconditioner is None:
-    preconditioner = optax.scale_by_adam(b1=0.0, b2=b2, eps=eps)
+    preconditioner = optax.scale_by_adam(
+        b1=0.0, b2=b2, eps=eps, eps_root=TINY
+    )
   return optax.chain(preconditioner, optax.trace(decay))
 
 
+@keeps_float32
 def preconditioned_momentum(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -235,7 +245,7 @@ def preconditioned_momentum(
 
 def signed_sqrt(g: Array) -> Array:
   """sign(g) sqrt(|g|), with zero at zero."""
-  return jnp.sign(g) * jnp.sqrt(jnp.abs(g))
+  return jnp.sign(g) * root(jnp.abs(g))
 
 
 FEATURES = {
@@ -246,6 +256,7 @@ FEATURES = {
 }
 
 
+@keeps_float32
 def scale_by_feature_momentum(
     *,
     decay: float = 0.9,
@@ -269,14 +280,13 @@ def scale_by_feature_momentum(
     Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025,
     §4.4, Eq. 51.
   """
-  phi = feature
-  if isinstance(phi, str):
-    one_of('feature', phi, FEATURES)
-    phi = FEATURES[phi]
-
-  return _momentum(lambda g, m: decay * m + phi(g))
+  if isinstance(feature, str):
+    one_of('feature', feature, FEATURES)
+  phi = FEATURES[feature] if isinstance(feature, str) else feature
+  return _momentum(lambda g, m, _: decay * m + phi(g))
 
 
+@keeps_float32
 def feature_momentum(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -304,11 +314,16 @@ def feature_momentum(
   )
 
 
+OUTPUTS = {'identity': lambda m: m, 'sign': jnp.sign, 'tanh': jnp.tanh}
+
+
+@keeps_float32
 def scale_by_nonlinear_momentum(
     *,
     decay: float = 0.9,
     output: str | Callable[[Array], Array] = 'tanh',
     ns_steps: int = 5,
+    weight_dimension_numbers: matrices.NumbersOf = None,
 ) -> optax.GradientTransformation:
   """Momentum read through a nonlinearity, sigma(m) (NL Eq. 52).
 
@@ -317,6 +332,8 @@ def scale_by_nonlinear_momentum(
     output: sigma; 'identity' (plain momentum), 'sign' (signed momentum),
       'tanh', 'newton_schulz' (Muon, without Nesterov), or a function of a leaf.
     ns_steps: iterations of 'newton_schulz'.
+    weight_dimension_numbers: as in `optax.contrib.muon`; None goes by shape and
+      name, see `dimension_numbers`.
 
   Returns:
     A transformation with a `MomentumState`.
@@ -330,33 +347,33 @@ def scale_by_nonlinear_momentum(
     §4.4, Eq. 52.
   """
   newton_schulz.check_steps(ns_steps)
-  orthogonal = output == 'newton_schulz'
   if isinstance(output, str):
-    outputs = {
-        'identity': lambda m: m,
-        'sign': jnp.sign,
-        'tanh': jnp.tanh,
-        'newton_schulz': lambda m: newton_schulz.orthogonalize(
-            m, steps=ns_steps
-        ),
-    }
-    one_of('output', output, outputs)
-    output = outputs[output]
+    one_of('output', output, (*OUTPUTS, 'newton_schulz'))
+  sigma = OUTPUTS.get(output) if isinstance(output, str) else output
 
   def init(params):
-    if orthogonal:
-      leaves.require_matrices(params, 'Newton-Schulz momentum')
+    if sigma is None:
+      matrices.require(params, 'Newton-Schulz momentum')
     return _start(params)
 
-  return _momentum(lambda g, m: decay * m + g, output, init)
+  def read(m, numbers):
+    if sigma is not None:
+      return sigma(m)
+    return newton_schulz.orthogonalize(m, steps=ns_steps, numbers=numbers)
+
+  return _momentum(
+      lambda g, m, _: decay * m + g, read, init, weight_dimension_numbers
+  )
 
 
+@keeps_float32
 def nonlinear_momentum(
     learning_rate: optax.ScalarOrSchedule,
     *,
     decay: float = 0.9,
     output: str | Callable[[Array], Array] = 'tanh',
     ns_steps: int = 5,
+    weight_dimension_numbers: matrices.NumbersOf = None,
 ) -> optax.GradientTransformation:
   """Descent along `scale_by_nonlinear_momentum`.
 
@@ -375,7 +392,8 @@ def nonlinear_momentum(
   """
   return optax.chain(
       scale_by_nonlinear_momentum(
-          decay=decay, output=output, ns_steps=ns_steps
+          decay=decay, output=output, ns_steps=ns_steps,
+          weight_dimension_numbers=weight_dimension_numbers,
       ),
       optax.scale_by_learning_rate(learning_rate),
   )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from hope_jax.optim import leaves
+from hope_jax.optim.precision import keeps_float32
 from hope_jax.types import Array, PyTree
 
 Accumulate = Literal['ema', 'sum']
@@ -93,6 +94,7 @@ def debias(decay, updates):
   return jnp.where(n > 0, 1 / jnp.where(n > 0, share, 1), 0)
 
 
+@keeps_float32
 def scale_by_multi_scale_momentum(
     *,
     periods: Sequence[int] = (1, 10, 100),
@@ -185,6 +187,7 @@ def blend(memory, grads, decay, accumulate, of=lambda g: g):
   )
 
 
+@keeps_float32
 def multi_scale_momentum(
     learning_rate: optax.ScalarOrSchedule,
     *,

@@ -3,22 +3,24 @@
 Muon is momentum read through Newton-Schulz: the linear memory of NL Eq. 52 with
 an orthogonal output (Eq. 42-44). On one device, in float32, this is
 `optax.contrib.muon` with the same defaults, number for number, and with the
-dimension numbers that take each matrix of a stack [..., in, out] by itself. Two
-things differ. Matrices that are sharded over explicit mesh axes are gathered
-for the iteration, where optax's raises an error; and momentum is float32
-whatever the parameters are, while an update keeps the gradient's dtype.
+dimension numbers that take each matrix of a stack [..., in, out] by itself, and
+a kernel of Flax's attention or convolution as one. Two things differ. Matrices
+that are sharded over explicit mesh axes are gathered for the iteration, where
+optax's raises an error; and state is float32 whatever the parameters are.
 
 AdaMuon divides Muon's direction by the root of its own second moment.
 """
 
+import functools
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from hope_jax.optim import leaves, newton_schulz
+from hope_jax.optim import dimensions, leaves, matrices, newton_schulz
 from hope_jax.optim.momentum import one_of
+from hope_jax.optim.precision import keeps_float32, root
 from hope_jax.types import Array, PyTree
 
 
@@ -36,6 +38,7 @@ class AdaMuonState(NamedTuple):
   second: PyTree  # v, like the parameters, float32 or wider
 
 
+@keeps_float32
 def scale_by_muon(
     *,
     beta: float = 0.95,
@@ -43,6 +46,7 @@ def scale_by_muon(
     eps: float = 1e-8,
     nesterov: bool = True,
     consistent_rms: float | None = None,
+    weight_dimension_numbers: matrices.NumbersOf = None,
 ) -> optax.GradientTransformation:
   """Momentum, orthogonalised (Jordan et al., 2024; NL Eq. 42-44, 52).
 
@@ -58,13 +62,17 @@ def scale_by_muon(
     nesterov: whether the gradient is counted once more.
     consistent_rms: where given, an update has this root mean square, whatever
       its shape: the factor is consistent_rms sqrt(max(in, out)) instead.
+    weight_dimension_numbers: which axes of a leaf are in and out, as in
+      `optax.contrib.muon`; None goes by shape and name, see
+      `dimension_numbers`.
 
   Returns:
     A transformation with a `MuonState`. A zero gradient gives a zero update;
     NaN stays in its matrix.
 
   Raises:
-    ValueError: at init, a leaf that is no matrix.
+    ValueError: at init, a leaf that is no matrix, or numbers that are not its
+      axes.
 
   References:
     Jordan, `modded-nanogpt <https://github.com/KellerJordan/modded-nanogpt>`_,
@@ -78,8 +86,11 @@ def scale_by_muon(
   """
   newton_schulz.check_steps(ns_steps)
 
+  given = weight_dimension_numbers
+
   def init(params):
-    leaves.require_matrices(params, 'Muon')
+    matrices.require(params, 'Muon')
+    matrices.numbers_for(params, given)
     return MuonState(jnp.zeros([], jnp.int32), leaves.zeros(params))
 
   def update(updates, state, params=None):
@@ -88,29 +99,31 @@ def scale_by_muon(
     unbias = lambda n: 1 / (1 - jnp.asarray(beta, float) ** n)
 
     def absorb(g, m):
-      return (beta * m + (1 - beta) * g.astype(m.dtype)).astype(m.dtype)
+      return (beta * m + (1 - beta) * g).astype(m.dtype)
 
-    def direction(g, m):
+    def direction(g, m, numbers):
       ahead = unbias(count) * m
       if nesterov:
-        once_more = unbias(count) * (1 - beta) * g.astype(m.dtype)
+        once_more = unbias(count) * (1 - beta) * g
         ahead = beta * unbias(count + 1) * m + once_more
       o = newton_schulz.orthogonalize(
-          ahead.astype(m.dtype), steps=ns_steps, eps=eps
+          ahead.astype(m.dtype), steps=ns_steps, eps=eps, numbers=numbers
       )
-      height, width = g.shape[-2:]
-      scale = max(1, width / height) ** 0.5
+      height, width = dimensions.size(g.shape, numbers)
+      scale = max(1, width / max(height, 1)) ** 0.5
       if consistent_rms is not None:
         scale = max(height, width) ** 0.5 * consistent_rms
-      return (scale * o).astype(g.dtype)
+      return scale * o
 
+    numbers = matrices.numbers_for(updates, given)
     momentum = jax.tree.map(absorb, updates, state.momentum)
-    updates = jax.tree.map(direction, updates, momentum)
+    updates = jax.tree.map(direction, updates, momentum, numbers)
     return updates, MuonState(count, momentum)
 
   return optax.GradientTransformation(init, update)
 
 
+@keeps_float32
 def muon(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -123,8 +136,9 @@ def muon(
     adam_learning_rate: optax.ScalarOrSchedule | None = None,
     adam_b1: float = 0.9,
     adam_b2: float = 0.999,
-    label_fn: leaves.LabelFn | None = None,
+    label_fn: matrices.LabelFn | None = None,
     stacked: leaves.Stacked = None,
+    weight_dimension_numbers: matrices.NumbersOf = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Muon for matrices, AdamW for everything else; see `scale_by_muon`.
 
@@ -145,6 +159,9 @@ def muon(
       orthogonalises embeddings.
     stacked: names of the modules whose parameters are stacked over layers; see
       `matrix_labels`.
+    weight_dimension_numbers: which axes of a leaf are in and out, as in
+      `optax.contrib.muon`; None for a leaf leaves it to AdamW; None for
+      all goes by shape and name, see `dimension_numbers`.
 
   Returns:
     A transformation.
@@ -163,17 +180,19 @@ def muon(
     >>> bool(loss(params) < 0.1)
     True
   """
-  direction = scale_by_muon(
-      beta=beta, ns_steps=ns_steps, eps=eps, nesterov=nesterov,
+  direction = functools.partial(
+      scale_by_muon, beta=beta, ns_steps=ns_steps, eps=eps, nesterov=nesterov,
       consistent_rms=consistent_rms,
   )
-  return leaves.beside_adamw(
+  return matrices.beside_adamw(
       direction, learning_rate, weight_decay=weight_decay,
       adam_learning_rate=adam_learning_rate, label_fn=label_fn,
-      stacked=stacked, b1=adam_b1, b2=adam_b2, eps=eps, nesterov=nesterov,
+      stacked=stacked, weight_dimension_numbers=weight_dimension_numbers,
+      b1=adam_b1, b2=adam_b2, eps=eps, nesterov=nesterov,
   )
 
 
+@keeps_float32
 def scale_by_adamuon(
     *,
     beta: float = 0.95,
@@ -183,6 +202,7 @@ def scale_by_adamuon(
     nesterov: bool = True,
     rms: float = 0.2,
     rms_over: Literal['matrix', 'leaf'] = 'matrix',
+    weight_dimension_numbers: matrices.NumbersOf = None,
 ) -> optax.GradientTransformation:
   """Muon's direction o over the root of its second moment (Si et al., 2025).
 
@@ -202,6 +222,9 @@ def scale_by_adamuon(
     rms: root mean square of an update; 0.2 is AdamW's.
     rms_over: of each matrix, or of a whole leaf, so that the matrices of a
       stack [..., in, out] share a factor.
+    weight_dimension_numbers: which axes of a leaf are in and out, as in
+      `optax.contrib.muon`; None goes by shape and name, see
+      `dimension_numbers`.
 
   Returns:
     A transformation with an `AdaMuonState`. A zero gradient gives a zero
@@ -215,9 +238,10 @@ def scale_by_adamuon(
     the bias correction are ours.
   """
   one_of('rms_over', rms_over, ('matrix', 'leaf'))
-  axes = (-2, -1) if rms_over == 'matrix' else None
+  given = weight_dimension_numbers
   muon_direction = scale_by_muon(
-      beta=beta, ns_steps=ns_steps, eps=eps, nesterov=nesterov
+      beta=beta, ns_steps=ns_steps, eps=eps, nesterov=nesterov,
+      weight_dimension_numbers=given,
   )
 
   def init(params):
@@ -226,24 +250,23 @@ def scale_by_adamuon(
   def update(updates, state, params=None):
     directions, inner = muon_direction.update(updates, state.muon, params)
     second = jax.tree.map(
-        lambda o, v: b2 * v + (1 - b2) * jnp.square(o.astype(v.dtype)),
-        directions,
-        state.second,
+        lambda o, v: b2 * v + (1 - b2) * jnp.square(o), directions, state.second
     )
     unbias = 1 - jnp.asarray(b2, float) ** (state.muon.count + 1)
 
-    def adapt(o, v):
-      d = o.astype(v.dtype) / (jnp.sqrt(v / unbias) + eps)
-      size = jnp.sqrt(jnp.mean(d * d, axis=axes, keepdims=True))
-      # 1e-30: where no gradient ever came there is no direction to lengthen.
-      return (rms * d / (size + 1e-30)).astype(o.dtype)
+    def adapt(o, v, numbers):
+      d = o / (root(v / unbias) + eps)
+      of_matrix = rms_over == 'matrix'
+      return dimensions.with_rms(d, rms, numbers if of_matrix else None)
 
-    updates = jax.tree.map(adapt, directions, second)
+    numbers = matrices.numbers_for(updates, given)
+    updates = jax.tree.map(adapt, directions, second, numbers)
     return updates, AdaMuonState(inner, second)
 
   return optax.GradientTransformation(init, update)
 
 
+@keeps_float32
 def adamuon(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -258,8 +281,9 @@ def adamuon(
     adam_learning_rate: optax.ScalarOrSchedule | None = None,
     adam_b1: float = 0.9,
     adam_b2: float = 0.999,
-    label_fn: leaves.LabelFn | None = None,
+    label_fn: matrices.LabelFn | None = None,
     stacked: leaves.Stacked = None,
+    weight_dimension_numbers: matrices.NumbersOf = None,
 ) -> optax.GradientTransformationExtraArgs:
   """AdaMuon for matrices, AdamW for everything else; see `scale_by_adamuon`.
 
@@ -280,6 +304,9 @@ def adamuon(
       and name, see `matrix_labels`.
     stacked: names of the modules whose parameters are stacked over layers; see
       `matrix_labels`.
+    weight_dimension_numbers: which axes of a leaf are in and out, as in
+      `optax.contrib.muon`; None for a leaf leaves it to AdamW; None for
+      all goes by shape and name, see `dimension_numbers`.
 
   Returns:
     A transformation.
@@ -298,12 +325,13 @@ def adamuon(
     >>> bool(loss(params) < 0.1)
     True
   """
-  direction = scale_by_adamuon(
-      beta=beta, b2=b2, ns_steps=ns_steps, eps=eps, nesterov=nesterov, rms=rms,
-      rms_over=rms_over,
+  direction = functools.partial(
+      scale_by_adamuon, beta=beta, b2=b2, ns_steps=ns_steps, eps=eps,
+      nesterov=nesterov, rms=rms, rms_over=rms_over,
   )
-  return leaves.beside_adamw(
+  return matrices.beside_adamw(
       direction, learning_rate, weight_decay=weight_decay,
       adam_learning_rate=adam_learning_rate, label_fn=label_fn,
-      stacked=stacked, b1=adam_b1, b2=adam_b2, eps=eps,
+      stacked=stacked, weight_dimension_numbers=weight_dimension_numbers,
+      b1=adam_b1, b2=adam_b2, eps=eps,
   )

@@ -9,12 +9,11 @@ that the paper prints needs many steps; this is the quintic of Muon (Jordan et
 al., 2024), whose singular values end in [0.7, 1.2] after five.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
-from hope_jax.types import Array, PyTree
+from hope_jax.optim import dimensions, precision
+from hope_jax.types import Array
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
@@ -26,7 +25,11 @@ def check_steps(steps: int | Array) -> None:
 
 
 def orthogonalize(
-    x: Array, *, steps: int | Array = 5, eps: float = 1e-8
+    x: Array,
+    *,
+    steps: int | Array = 5,
+    eps: float = 1e-8,
+    numbers: dimensions.Numbers = dimensions.STACK,
 ) -> Array:
   """Moves every singular value of every matrix towards 1.
 
@@ -36,6 +39,7 @@ def orthogonalize(
     steps: iterations; as an array, as when it is an injected hyperparameter,
       they are a loop.
     eps: added to the Frobenius norm.
+    numbers: which axes of x are M and N, where they are not the last two.
 
   Returns:
     Like x, in x's dtype; computed in at least float32. An explicitly sharded
@@ -56,14 +60,17 @@ def orthogonalize(
         f'Newton-Schulz needs matrices [..., M, N]; got shape {x.shape}'
     )
   check_steps(steps)
-  return on_whole_matrices(lambda y: _orthogonalize(y, steps, eps), x)
+  return dimensions.on_matrices(
+      lambda y: (_orthogonalize(y, steps, eps), ()), numbers, x
+  )[0]
 
 
 def _orthogonalize(x: Array, steps: int | Array, eps: float) -> Array:
   tall = x.shape[-2] > x.shape[-1]
   y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   y = jnp.swapaxes(y, -1, -2) if tall else y
-  y = y / (jnp.sqrt(jnp.sum(y * y, axis=(-2, -1), keepdims=True)) + eps)
+  square = jnp.sum(y * y, axis=(-2, -1), keepdims=True)
+  y = y / (precision.root(square) + eps)
   a, b, c = QUINTIC
 
   def iterate(_, y):
@@ -73,27 +80,3 @@ def _orthogonalize(x: Array, steps: int | Array, eps: float) -> Array:
   known = isinstance(steps, int)
   y = jax.lax.fori_loop(0, steps, iterate, y, unroll=True if known else None)
   return (jnp.swapaxes(y, -1, -2) if tall else y).astype(x.dtype)
-
-
-def on_whole_matrices(fn: Callable, x: Array, *others: Array) -> PyTree:
-  """fn(x, *others) where no matrix is split over explicit mesh axes.
-
-  Products of matrices that are sharded in both axes have no one right sharding,
-  so that with `AxisType.Explicit` JAX asks for it. Here the last two axes are
-  gathered first, and results of x's shape are sharded like x again; others stay
-  whole. Leading axes stay as they are; with automatic axes nothing happens, and
-  the compiler decides.
-  """
-  sharding = jax.typeof(x).sharding
-  axes = jax.sharding.AxisType
-  if axes.Explicit not in getattr(sharding.mesh, 'axis_types', ()):
-    return fn(x, *others)
-  spec = (*sharding.spec, *(None,) * (x.ndim - len(sharding.spec)))
-  whole = jax.sharding.PartitionSpec(*spec[:-2], None, None)
-  results = fn(*(jax.sharding.reshard(z, whole) for z in (x, *others)))
-  return jax.tree.map(
-      lambda y: jax.sharding.reshard(
-          y, sharding.spec if y.shape == x.shape else whole
-      ),
-      results,
-  )

@@ -100,9 +100,9 @@ def run_mqar(config: Config, cell: Cell, study: StudyConfig) -> dict[str, Any]:
   these numbers, and tests each by itself: 'answers' has '4', '8' and '16', on
   the rows that these columns have.
 
-  `study.lengths` has 'length', tokens of a row (512, or 4 a pair where there
-  are more), or of a mixture one for each number, and 'vocab' (8,192);
-  `study.options` has 'fill'.
+  `study.lengths` has 'length', tokens of a row (512), at least 4 a pair, or of
+  a mixture one for each number, and 'vocab' (8,192); `study.options` has
+  'fill'.
   """
   sizes = {'length': 512, 'vocab': 8192} | study.lengths
   counts = {'train': 100_000, 'test': 1000} | study.counts

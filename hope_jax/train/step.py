@@ -7,10 +7,10 @@ targets, or rows on other devices, weigh as they would in one batch.
 """
 
 from collections.abc import Callable
+import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from hope_jax import sharding
@@ -106,7 +106,8 @@ def make_train_step(
     }
     if 'target_bytes' in batch:  # labels of a task are no text
       text_bytes = jnp.maximum(jnp.sum(batch['target_bytes']), 1)
-      metrics['bits_per_byte'] = loss * tokens / text_bytes / np.log(2)
+      nats = loss * tokens / text_bytes.astype(jnp.float32)
+      metrics['bits_per_byte'] = nats / math.log(2)
     if schedule is not None:
       metrics['learning_rate'] = jnp.asarray(schedule(state.step), jnp.float32)
     for name, values in diagnostics.items():

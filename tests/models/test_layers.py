@@ -146,7 +146,7 @@ def test_convolution_is_a_sum_of_earlier_tokens(cut):
 
 def test_recall_taps_make_keys_of_the_queries_before():
   """If this fails, a memory does not predict from the first step on."""
-  kernel = recall_tap_init(jax.random.key(0), (4, 3 * D))
+  kernel = recall_tap_init(jax.random.key(0), (4, 3 * D), jnp.float32)
   x = np.random.default_rng(0).normal(size=(1, T, D)).astype(np.float32)
   wide = np.concatenate([x] * 3, axis=-1)
   y, _ = CausalConv(4).apply({'params': {'kernel': kernel}}, wide, None, None)

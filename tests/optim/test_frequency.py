@@ -134,3 +134,16 @@ def test_extra_arguments_reach_the_optimizer():
   _, state = tx.update(jnp.ones([]), state, scale=3.0)
   out, _ = tx.update(jnp.ones([]), state, scale=3.0)
   assert float(out) == 3.0
+
+
+def test_accumulates_in_the_parameters_precision():
+  """If it fails, float64 is float32, and complex numbers lose a part."""
+  with jax.enable_x64(True):
+    for dtype, g in (('float64', 1 + 1e-12), ('complex128', 1 + 1e-12j)):
+      tx = frequency.at_frequency(optax.identity(), 2)
+      params = jnp.zeros(2, dtype)
+      state = tx.init(params)
+      for _ in range(2):
+        update, state = tx.update(jnp.full(2, g, dtype), state, params)
+      assert update.dtype == dtype
+      np.testing.assert_array_equal(update, g)

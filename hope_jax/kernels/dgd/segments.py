@@ -41,7 +41,7 @@ def locate(
   positions, [B, T]; the segment of the first token starts at position 0, or
   `ahead` [B] tokens before it.
   """
-  t = jnp.arange(segment_ids.shape[1])
+  t = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
   changed = segment_ids[:, 1:] != segment_ids[:, :-1]
   starts = jnp.pad(changed, ((0, 0), (1, 0)))
   first = jax.lax.cummax(jnp.where(starts, t, 0), axis=1)
@@ -62,7 +62,7 @@ def tile_positions(
   ids = jnp.pad(segment_ids, ((0, 0), (0, missing)), mode='edge')
   where = locate(ids, tile, ahead)
   where = where._replace(first=jnp.where(where.first <= 0, -1, where.first))
-  start = jnp.arange(ids.shape[1]) // tile * tile
+  start = jnp.arange(ids.shape[1], dtype=jnp.int32) // tile * tile
   return Positions(*(jnp.maximum(x - start, -1) for x in where))
 
 
@@ -101,7 +101,7 @@ def segment_step(
   """
   state, chunk_state = states
   size = k.shape[-2]
-  at = jnp.arange(size)
+  at = jnp.arange(size, dtype=where.first.dtype)
   first = where.first[..., :, None]
   carried = first < 0
   same = first == where.first[..., None, :]
