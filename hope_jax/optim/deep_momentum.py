@@ -25,7 +25,7 @@ theta_0 holds the hidden layers' first weights, drawn from one fixed key, and
 zeros for M and B: a decay of the hidden layers to zero would leave no MLP.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import functools
 import math
 from typing import Literal, NamedTuple
@@ -83,9 +83,8 @@ def scale_by_deep_momentum(
     normalize: what is stored, for each matrix: 'unit', g / |g|, so that neither
       the memory nor a step depends on the gradient's scale; 'soft', g / (1 +
       |g|); 'none', g itself.
-    weight_dimension_numbers: which axes of a leaf are in and out, as in
-      `optax.contrib.muon`; None goes by shape and name, see
-      `dimension_numbers`.
+    weight_dimension_numbers: as in `optax.contrib.muon`; None goes by shape and
+      name, see `dimension_numbers`.
 
   Returns:
     A transformation with a `DeepMomentumState`. A zero gradient stores nothing;
@@ -105,7 +104,6 @@ def scale_by_deep_momentum(
     raise ValueError(f'hidden must be positive widths; got {hidden}')
   loss = _agreement if objective == 'dot' else _minus_error
   scale = momentum.SCALES[normalize]
-
   given = weight_dimension_numbers
 
   def step(g, m, *weights):
@@ -118,31 +116,46 @@ def scale_by_deep_momentum(
     read = jax.grad(_agreement, argnums=1)(memory, keys)
     return (read, memory[0]), memory[1:]
 
-  def init(params):
-    linear = leaves.zeros(params)
-    # One array each: who donates the state may not give a buffer twice.
-    layers = _layers(linear, given, hidden)
-    start = _layers(linear, given, hidden)[:-1]
-    return DeepMomentumState(linear, layers, start)
-
   def update(updates, state, params=None):
     del params
-    flat, structure = jax.tree.flatten(updates)
-    if not flat:
-      return updates, state
-    columns = zip(*map(
-        structure.flatten_up_to,
-        (matrices.numbers_for(updates, given), updates, state.linear,
-         *state.layers, *state.start),
-    ))
-    results = []
-    for numbers, g, m, *weights in columns:
-      read, layers = dimensions.on_matrices(step, numbers, g, m, beside=weights)
-      results.append((*read, *layers))
-    updates, linear, *layers = map(structure.unflatten, zip(*results))
-    return updates, DeepMomentumState(linear, tuple(layers), state.start)
+    return _written(step, given, updates, state)
 
-  return optax.GradientTransformation(init, update)
+  return optax.GradientTransformation(
+      lambda params: _start(params, given, hidden), update
+  )
+
+
+def _start(
+    params: PyTree, given: matrices.NumbersOf, hidden: Sequence[int]
+) -> DeepMomentumState:
+  linear = leaves.zeros(params)
+  # One array each: who donates the state may not give a buffer twice.
+  layers = _layers(linear, given, hidden)
+  start = _layers(linear, given, hidden)[:-1]
+  return DeepMomentumState(linear, layers, start)
+
+
+def _written(
+    step: Callable,
+    given: matrices.NumbersOf,
+    updates: PyTree,
+    state: DeepMomentumState,
+) -> tuple[PyTree, DeepMomentumState]:
+  """The step on every leaf: what is read, and the state."""
+  flat, structure = jax.tree.flatten(updates)
+  if not flat:
+    return updates, state
+  columns = zip(*map(
+      structure.flatten_up_to,
+      (matrices.numbers_for(updates, given), updates, state.linear,
+       *state.layers, *state.start),
+  ))
+  results = []
+  for numbers, g, m, *weights in columns:
+    read, layers = dimensions.on_matrices(step, numbers, g, m, beside=weights)
+    results.append((*read, *layers))
+  updates, linear, *layers = map(structure.unflatten, zip(*results))
+  return updates, DeepMomentumState(linear, tuple(layers), state.start)
 
 
 def _layers(

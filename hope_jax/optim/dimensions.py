@@ -92,9 +92,9 @@ def split_like(
   split = jax.typeof(leaf).sharding
   spec = (*split.spec, *(None,) * (leaf.ndim - len(split.spec)))
   batch, rows, columns = sides(numbers, leaf.ndim)
-  both = [spec[axes[0]] if axes else None for axes in (rows, columns)]
-  both[side == 'in'] = None
-  return _reshard(x, split, (*(spec[i] for i in batch), *both))
+  first = lambda axes: spec[axes[0]] if axes else None  # a vector has one side
+  ends = (first(rows), None) if side == 'in' else (None, first(columns))
+  return _reshard(x, split, (*(spec[i] for i in batch), *ends))
 
 
 def _reshard(x: Array, sharding: Any, spec: Sequence[Any]) -> Array:
@@ -116,7 +116,7 @@ def alike(tree: PyTree, like: PyTree) -> PyTree:
 
   def turn(x, y):
     split = jax.typeof(y).sharding
-    return _reshard(jnp.asarray(x, y.dtype), split, split.spec)
+    return _reshard(jnp.asarray(x, jnp.result_type(y)), split, split.spec)
 
   return jax.tree.map(turn, tree, like)
 

@@ -73,9 +73,8 @@ def scale_by_m3(
     eps: added to the root of the second moment.
     accumulate: 'ema' or 'sum', see above.
     rms: root mean square of each matrix's update, or None.
-    weight_dimension_numbers: which axes of a leaf are in and out, as in
-      `optax.contrib.muon`; None goes by shape and name, see
-      `dimension_numbers`.
+    weight_dimension_numbers: as in `optax.contrib.muon`; None goes by shape and
+      name, see `dimension_numbers`.
 
   Returns:
     A transformation with an `M3State`: four copies of the parameters. A zero
@@ -88,18 +87,12 @@ def scale_by_m3(
     Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025,
     §7.2, Algorithm 1.
 
-    Jordan, `modded-nanogpt <https://github.com/KellerJordan/modded-nanogpt>`_,
-    2024: Muon.
+    Jordan, `modded-nanogpt <https://github.com/KellerJordan/modded-nanogpt>`_.
   """
   check(accumulate, period=period)
   newton_schulz.check_steps(ns_steps)
-
+  ema = accumulate == 'ema'
   given = weight_dimension_numbers
-
-  def init(params):
-    matrices.require(params, 'M3')
-    matrices.numbers_for(params, given)
-    return _start(params)
 
   def update(updates, state, params=None):
     del params
@@ -107,29 +100,25 @@ def scale_by_m3(
     numbers = matrices.numbers_for(updates, given)
     fast = blend(state.fast, updates, b1, accumulate)
     second = blend(state.second, updates, b2, accumulate, jnp.square)
-    slow = advance(
-        state.slow, updates, count, period, b3, accumulate,
-        lambda memory, _: _orthogonalize(memory, numbers, ns_steps),
-    )
-    ema = accumulate == 'ema'
+    sigma = lambda memory, _=0: _orthogonalize(memory, numbers, ns_steps)
+    slow = advance(state.slow, updates, count, period, b3, accumulate, sigma)
     correction = debias(b2, count + 1) if ema else 1.0
 
-    def direction(o1, o2, v, numbers):
+    def direction(o1, o2, v, one):
       d = (o1 + slow_weight * o2) / (root(v * correction) + eps)
       # Where no gradient ever came there is nothing to divide, and no step.
       d = jnp.where(v == 0, 0, d) if ema else d
-      return d if rms is None else dimensions.with_rms(d, rms, numbers)
+      return d if rms is None else dimensions.with_rms(d, rms, one)
 
-    updates = jax.tree.map(
-        direction, _orthogonalize(fast, numbers, ns_steps), slow.read, second,
-        numbers,
-    )
+    updates = jax.tree.map(direction, sigma(fast), slow.read, second, numbers)
     return updates, M3State(count + 1, fast, slow, second)
 
-  return optax.GradientTransformation(init, update)
+  return optax.GradientTransformation(functools.partial(_start, given), update)
 
 
-def _start(params: PyTree) -> M3State:
+def _start(given: matrices.NumbersOf, params: PyTree) -> M3State:
+  matrices.require(params, 'M3')
+  matrices.numbers_for(params, given)
   return M3State(
       jnp.zeros([], jnp.int32),
       leaves.zeros(params),

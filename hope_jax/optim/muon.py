@@ -62,17 +62,15 @@ def scale_by_muon(
     nesterov: whether the gradient is counted once more.
     consistent_rms: where given, an update has this root mean square, whatever
       its shape: the factor is consistent_rms sqrt(max(in, out)) instead.
-    weight_dimension_numbers: which axes of a leaf are in and out, as in
-      `optax.contrib.muon`; None goes by shape and name, see
-      `dimension_numbers`.
+    weight_dimension_numbers: as in `optax.contrib.muon`; None goes by shape and
+      name, see `dimension_numbers`.
 
   Returns:
     A transformation with a `MuonState`. A zero gradient gives a zero update;
     NaN stays in its matrix.
 
   Raises:
-    ValueError: at init, a leaf that is no matrix, or numbers that are not its
-      axes.
+    ValueError: at init, a leaf that is no matrix, or numbers not its axes.
 
   References:
     Jordan, `modded-nanogpt <https://github.com/KellerJordan/modded-nanogpt>`_,
@@ -101,22 +99,22 @@ def scale_by_muon(
     def absorb(g, m):
       return (beta * m + (1 - beta) * g).astype(m.dtype)
 
-    def direction(g, m, numbers):
+    def direction(g, m, one):
       ahead = unbias(count) * m
       if nesterov:
         once_more = unbias(count) * (1 - beta) * g
         ahead = beta * unbias(count + 1) * m + once_more
       o = newton_schulz.orthogonalize(
-          ahead.astype(m.dtype), steps=ns_steps, eps=eps, numbers=numbers
+          ahead.astype(m.dtype), steps=ns_steps, eps=eps, numbers=one
       )
-      height, width = dimensions.size(g.shape, numbers)
+      height, width = dimensions.size(g.shape, one)
       scale = max(1, width / max(height, 1)) ** 0.5
       if consistent_rms is not None:
         scale = max(height, width) ** 0.5 * consistent_rms
       return scale * o
 
-    numbers = matrices.numbers_for(updates, given)
     momentum = jax.tree.map(absorb, updates, state.momentum)
+    numbers = matrices.numbers_for(updates, given)
     updates = jax.tree.map(direction, updates, momentum, numbers)
     return updates, MuonState(count, momentum)
 
@@ -222,9 +220,8 @@ def scale_by_adamuon(
     rms: root mean square of an update; 0.2 is AdamW's.
     rms_over: of each matrix, or of a whole leaf, so that the matrices of a
       stack [..., in, out] share a factor.
-    weight_dimension_numbers: which axes of a leaf are in and out, as in
-      `optax.contrib.muon`; None goes by shape and name, see
-      `dimension_numbers`.
+    weight_dimension_numbers: as in `optax.contrib.muon`; None goes by shape and
+      name, see `dimension_numbers`.
 
   Returns:
     A transformation with an `AdaMuonState`. A zero gradient gives a zero

@@ -50,8 +50,8 @@ def make_train_step(
     accumulate: micro-batches that a batch is cut into, to save memory; the
       gradient is that of the whole batch.
     schedule: step -> learning rate, only to report it.
-    skip_not_finite: where the loss, the gradient or the update is not finite,
-      the step changes neither the parameters nor the optimizer's state.
+    skip_not_finite: a step whose loss, gradient or update is not finite changes
+      neither the parameters nor the optimizer's state.
 
   Returns:
     train_step(state, batch) -> (state, metrics). Metrics, all scalars: loss
@@ -111,8 +111,7 @@ def make_train_step(
     if schedule is not None:
       metrics['learning_rate'] = jnp.asarray(schedule(state.step), jnp.float32)
     for name, values in diagnostics.items():
-      metrics[f'{name}/max'] = jnp.max(values)
-      metrics[f'{name}/mean'] = jnp.mean(values)
+      metrics |= {f'{name}/max': values.max(), f'{name}/mean': values.mean()}
     return TrainState(state.step + 1, params, opt_state, state.rng), metrics
 
   return train_step
