@@ -31,6 +31,8 @@ Batch = dict[str, np.ndarray]
 # Tokens among which rows are shuffled: some 140 files of the standard library,
 # in 40 MB. It is refilled in one go, a fraction of a second for bytes.
 _WINDOW_TOKENS = 2**21
+# And documents: a row of short ones holds many, in random order, by itself.
+_WINDOW_DOCUMENTS = 2**13
 
 
 def train_batches(
@@ -206,7 +208,7 @@ def _shuffled(
   """Shuffles rows within a window: of some tokens, at most of an epoch's."""
   tokens = 0  # Counted in bytes, which are as many or more.
   for documents in sources:
-    for index in range(len(documents)):
+    for index in range(min(len(documents), _WINDOW_DOCUMENTS)):
       if tokens >= _WINDOW_TOKENS:
         break
       tokens += len(documents[index][1])
