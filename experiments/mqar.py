@@ -4,10 +4,9 @@
   python -m hope_jax.main study --config=experiments/mqar.py:tiny
 
 Base difficulty, rows of 64 tokens out of 8,192 (published: up to 512), with up
-to 16 pairs, and of 256 with 64; and for a CPU: 3,000 steps of 1,024 tokens
-(published: 64 epochs of 100,000 rows). Rows are widths, so states; every result
-has its bytes of state, and a figure compares architectures by them. Results:
-experiments/mqar/README.md.
+to 16 pairs, and for a CPU: 3,000 steps of 16 rows (published: 64 epochs of
+100,000). Rows are widths, so states; every result has its bytes of state, and a
+figure compares architectures by them. Results: experiments/mqar/README.md.
 """
 
 import ml_collections
@@ -70,9 +69,7 @@ def get_config(form: str = 'full') -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict({
       'task': 'mqar',
       'results': 'runs/mqar_tiny' if tiny else 'experiments/mqar/results',
-      'columns': ('4',) if tiny else ('4', '8', '16', '64'),
-      # As many tokens, and questions, a step as with 16 pairs.
-      'by_column': {} if tiny else {'64': {'data': {'batch_size': 4}}},
+      'columns': ('4',) if tiny else ('4', '8', '16'),
       'counts': {'train': 8, 'test': 4} if tiny else {},
       'lengths': {'length': 32, 'vocab': 64} if tiny else {'length': 64},
       'seeds': (0,) if tiny else (0, 1, 2, 21, 22, 23, 24, 25),

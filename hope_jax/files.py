@@ -55,6 +55,8 @@ def require_file(path: str) -> None:
   Raises:
     OSError: something that is no file has this name.
   """
+  if os.path.isdir(path):
+    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
   if os.path.exists(path) and not os.path.isfile(path):
     raise OSError(errno.EINVAL, 'there is something that is no file', path)
 

@@ -40,12 +40,14 @@ def _run(
     tests: dict[str, Arrays],
     vocab: int,
     decode: Callable[[np.ndarray], bytes] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
   """Trains, then scores each test: name -> share of right answers.
 
   decode: token ids -> text; answers are then also written by the model itself.
   """
   trained = training.on_labels(config, at_positions(arrays), vocab)
+  if trained is None:
+    return None
   model, params, facts = trained
   with jax.set_mesh(sharding.make_mesh(config.mesh)):
     found = {
@@ -66,7 +68,9 @@ def _run(
   }
 
 
-def run_mad(config: Config, cell: Cell, study: StudyConfig) -> dict[str, Any]:
+def run_mad(
+    config: Config, cell: Cell, study: StudyConfig
+) -> dict[str, Any] | None:
   """A task of MAD at its base difficulty; see `tasks.mad`.
 
   Args:
@@ -77,7 +81,7 @@ def run_mad(config: Config, cell: Cell, study: StudyConfig) -> dict[str, Any]:
 
   Returns:
     'answers' and 'exact': 'test' -> share of answers, of rows, that are right;
-    'steps', 'loss', 'tokens_per_second'.
+    'steps', 'loss', 'tokens_per_second'. None: interrupted.
 
   Raises:
     ConfigError: there are no such rows.
@@ -93,23 +97,24 @@ def run_mad(config: Config, cell: Cell, study: StudyConfig) -> dict[str, Any]:
   return _run(config, train, {'test': test}, base.vocab)
 
 
-def run_mqar(config: Config, cell: Cell, study: StudyConfig) -> dict[str, Any]:
+def run_mqar(
+    config: Config, cell: Cell, study: StudyConfig
+) -> dict[str, Any] | None:
   """MQAR; the column is the number of pairs. Arguments as above.
 
   A column such as '4+8+16' trains one model on equally many rows of each of
   these numbers, and tests each by itself: 'answers' has '4', '8' and '16', on
   the rows that these columns have.
 
-  `study.lengths` has 'length', tokens of a row (512), at least 4 a pair, or of
-  a mixture one for each number, and 'vocab' (8,192); `study.options` has
-  'fill'.
+  `study.lengths` has 'length', tokens of a row (512), or of a mixture one for
+  each number, and 'vocab' (8,192); `study.options` has 'fill'.
   """
   sizes = {'length': 512, 'vocab': 8192} | study.lengths
   counts = {'train': 100_000, 'test': 1000} | study.counts
   numbers = cell.column.split('+')
   lengths = sizes['length']
   if isinstance(lengths, int):
-    lengths = [max(lengths, 4 * int(number)) for number in numbers]
+    lengths = [lengths] * len(numbers)
   options = {'vocab': sizes['vocab'], **study.options}
   seed = config.data.seed
   with _refusing():
@@ -138,7 +143,7 @@ def _refusing():
 
 def run_needles(
     config: Config, cell: Cell, study: StudyConfig
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
   """Needles in text: trained short, tested by length and depth.
 
   Lengths are tokens of `data.tokenizer`, which are bytes by default. Softmax

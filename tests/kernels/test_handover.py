@@ -18,6 +18,7 @@ SHAPE = (2, 64, 2, 8, 5)  # B, T, H, K, V
 WHERE = P('data', 'tensor', 'sequence')
 
 
+@pytest.mark.slow  # More than a minute, and no run of a model calls it yet.
 def test_on_eight_devices():
   """Runs the tests below in a process that has them."""
   eight_devices.run(__file__, 'sharded')

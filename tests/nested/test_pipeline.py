@@ -20,6 +20,7 @@ STARTS = np.zeros((MICRO, B, T), bool)
 STARTS[0, 0, [0, 5, 16]] = STARTS[1, 1, 23] = STARTS[2, 0, 8] = True
 
 
+@pytest.mark.slow  # More than a minute, and no run of a model calls it yet.
 def test_on_eight_devices():
   """Runs the test below in a process that has them."""
   eight_devices.run(__file__, 'in_line')

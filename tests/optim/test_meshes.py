@@ -36,7 +36,7 @@ CASES = [
     for name in ('m3', 'delta_momentum_gram', 'at_frequency', 'nested')
 ] + [
     (name, how)
-    for name in ('m3', 'deep_momentum', 'nested')
+    for name in ('m3', 'nested')
     for how in ('automatic, eager', 'explicit, eager')
 ]
 
