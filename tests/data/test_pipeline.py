@@ -10,7 +10,7 @@ import pytest
 
 from hope_jax import data
 from hope_jax.config import ConfigError, DataConfig
-from hope_jax.data import pipeline, sources
+from hope_jax.data import pipeline, records, sources
 from tests.data.resuming import assert_equal, assert_resumes
 
 SHARED = pathlib.Path(__file__).parents[3] / 'shared' / 'data'
@@ -108,6 +108,25 @@ def test_an_iterator_can_be_set_back(tmp_path, small_window):
   batches.set_state(state)
   for want in first:
     assert_equal(next(batches), want)
+
+
+def test_a_first_batch_reads_few_tiny_documents(tmp_path, monkeypatch):
+  """If it fails, millions of short lines are read before the first step."""
+  monkeypatch.setattr(pipeline, '_WINDOW_DOCUMENTS', 16)
+  path = tmp_path / 'tiny.jsonl'
+  path.write_text(''.join(f'{{"text": "{i:07}"}}\n' for i in range(2000)))
+  config = DataConfig(
+      source='files', path=str(path), sequence_length=32, batch_size=2
+  )
+  batches = pipeline.train_batches(config)
+  read = []
+  of_line = records.Lines._text
+  monkeypatch.setattr(
+      records.Lines, '_text',
+      lambda self, index: read.append(index) or of_line(self, index),
+  )
+  next(batches)
+  assert len(read) < 500, len(read)
 
 
 def test_seed_decides_the_order(tmp_path):
