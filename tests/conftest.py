@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import signal
 import subprocess
 
 # Before the first import of jax, which reads them once. A machine with an
@@ -19,6 +20,9 @@ os.environ.setdefault(
     '--xla_backend_optimization_level=0'
     ' --xla_llvm_disable_expensive_passes=true',
 )
+
+# Under `nohup` a lost terminal is ignored, by all that a test starts as well.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import jax
 import pytest
