@@ -21,11 +21,11 @@ os.environ.setdefault(
     ' --xla_llvm_disable_expensive_passes=true',
 )
 
-# Under `nohup` a lost terminal is ignored, by all that a test starts as well.
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
 import jax
 import pytest
+
+# Under `nohup` a lost terminal is ignored, by all that a test starts as well.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # A process of Linux may have 65,530 memory mappings, and beyond them XLA's
 # compiler dies. Each compiled program has dozens.
