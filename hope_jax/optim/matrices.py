@@ -8,7 +8,7 @@ are one matrix each, of the axes that are summed over and of those that are not.
 themselves for Flax's own layers, and can be given.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 import math
 import re
@@ -87,9 +87,13 @@ def _numbers(path, leaf: Array, stacked: leaves.Stacked) -> Numbers:
   return _of_flax(path, leaf, stacked) or STACK
 
 
+def _named_otherwise(names: Sequence[str]) -> bool:
+  return any(NOT_A_MAP.search(name) for name in names[-2:])
+
+
 def _is_matrix(path, leaf: Array, stacked: leaves.Stacked) -> bool:
   names = leaves.keys(path)
-  if any(NOT_A_MAP.search(name) for name in names[-2:]):
+  if _named_otherwise(names):
     return False
   axes = leaves.axes(path, leaf, stacked)
   if any(_CONVOLUTION.search(name) for name in names[-2:]):
@@ -131,16 +135,16 @@ def _warn(path, leaf: Array, stacked: leaves.Stacked, matrix: bool) -> None:
   """Says where a leaf's name and shape can mean two things."""
   names, shape = leaves.keys(path), jnp.shape(leaf)
   name = f'{"/".join(names)!r} {shape}'
-  flat = leaves.axes(path, leaf, stacked) == 1 and len(shape) == 2
-  named = any(NOT_A_MAP.search(name) for name in names[-2:])
-  if stacked is None and flat and not named:
+  axes = leaves.axes(path, leaf, stacked)
+  flat = axes == 1 and len(shape) == 2
+  if stacked is None and flat and not _named_otherwise(names):
     warnings.warn(
         f'{name} is taken for vectors, one for each layer, as it is below'
         " `layers`; say stacked=() if it is a matrix, stacked='layers' if it is"
         ' not, or give a label_fn',
         stacklevel=2,
     )
-  many = leaves.axes(path, leaf, stacked) >= 3 and names[-1:] == ['kernel']
+  many = axes >= 3 and names[-1:] == ['kernel']
   known = _of_flax(path, leaf, stacked) and not _GENERAL.match(names[-2])
   if matrix and many and not known:
     numbers = _numbers(path, leaf, stacked)
@@ -274,9 +278,10 @@ def describe(
   """
   given = weight_dimension_numbers
   labels = labeller(label_fn, stacked, given)(params)
-  numbers = numbers_for(params, None, stacked)
-  if given is not None:
-    numbers = _spread(given, params)
+  if given is None:
+    numbers = numbers_for(params, None, stacked)
+  else:
+    numbers = _spread(given, params)  # None among them is 'other'
   rows = [
       (
           '/'.join(leaves.keys(path)),
