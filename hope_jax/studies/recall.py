@@ -40,15 +40,14 @@ def _run(
     tests: dict[str, Arrays],
     vocab: int,
     decode: Callable[[np.ndarray], bytes] | None = None,
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
   """Trains, then scores each test: name -> share of right answers.
 
   decode: token ids -> text; answers are then also written by the model itself.
   """
-  trained = training.on_labels(config, at_positions(arrays), vocab)
-  if trained is None:
-    return None
-  model, params, facts = trained
+  model, params, facts = training.on_labels(
+      config, at_positions(arrays), vocab
+  )
   with jax.set_mesh(sharding.make_mesh(config.mesh)):
     found = {
         name: labelled.evaluate(
@@ -70,7 +69,7 @@ def _run(
 
 def run_mad(
     config: Config, cell: Cell, study: StudyConfig
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
   """A task of MAD at its base difficulty; see `tasks.mad`.
 
   Args:
@@ -81,10 +80,11 @@ def run_mad(
 
   Returns:
     'answers' and 'exact': 'test' -> share of answers, of rows, that are right;
-    'steps', 'loss', 'tokens_per_second'. None: interrupted.
+    'steps', 'loss', 'tokens_per_second'.
 
   Raises:
     ConfigError: there are no such rows.
+    Stopped: by a signal.
   """
   base, seed = mad.TASKS[cell.column], config.data.seed
   counts = {'train': base.train, 'test': base.test} | study.counts
@@ -99,7 +99,7 @@ def run_mad(
 
 def run_mqar(
     config: Config, cell: Cell, study: StudyConfig
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
   """MQAR; the column is the number of pairs. Arguments as above.
 
   A column such as '4+8+16' trains one model on equally many rows of each of
@@ -143,7 +143,7 @@ def _refusing():
 
 def run_needles(
     config: Config, cell: Cell, study: StudyConfig
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
   """Needles in text: trained short, tested by length and depth.
 
   Lengths are tokens of `data.tokenizer`, which are bytes by default. Softmax
