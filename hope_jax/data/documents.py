@@ -7,9 +7,9 @@ document's name says nothing of the machine it is read on, because it decides
 whether the document is held out.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import functools
-import itertools
+import hashlib
 import os
 import pathlib
 from typing import Any, Protocol
@@ -18,6 +18,9 @@ import numpy as np
 
 from hope_jax.config import ConfigError
 from hope_jax.data import texts
+
+# Numbers that are hashed at once: what fits a cache.
+_AT_ONCE = 2**16
 
 
 class Source(Protocol):
@@ -34,11 +37,52 @@ class Source(Protocol):
     ...
 
 
-def names_of(source: Source) -> Iterator[str]:
-  """Yields the names of all documents; `source.names()`, where there is one."""
-  if hasattr(source, 'names'):
-    return source.names()  # pyright: ignore[reportAttributeAccessIssue]
-  return map(source.name, range(len(source)))
+def ranks(source: Source) -> np.ndarray:
+  """Returns a number in [0, 1) for each document: [N] float64, a hash.
+
+  `source.ranks()`, where there is one, and else `name_ranks`.
+  """
+  if hasattr(source, 'ranks'):
+    return source.ranks()  # pyright: ignore[reportAttributeAccessIssue]
+  return name_ranks([source.name(index) for index in range(len(source))])
+
+
+def name_ranks(names: Sequence[str]) -> np.ndarray:
+  """Returns a number in [0, 1) for each name, of its SHA-256."""
+  return np.array([_digest(name) for name in names], float) / 2**48
+
+
+def numbered_ranks(
+    name: str, numbers: np.ndarray, first: int = 0
+) -> np.ndarray:
+  """Returns a number in [0, 1) for each of the documents 'NAME:NUMBER'.
+
+  SplitMix64 (Steele, Lea and Flood, 2014) of the number, begun at the SHA-256
+  of the name: 20 ns a document, where a SHA-256 of each would be 1.6 us, and a
+  minute of a gigabyte of short lines.
+
+  Args:
+    name: what all have in common.
+    numbers: [N] integers, none below 0.
+    first: the number of what `numbers` calls 0.
+  """
+  found = np.empty(len(numbers))
+  start = np.uint64(_digest(name))
+  for at in range(0, len(numbers), _AT_ONCE):
+    mixed = numbers[at : at + _AT_ONCE].astype(np.uint64) + np.uint64(first)
+    mixed = start + mixed * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+      mixed ^= mixed >> np.uint64(shift)
+      mixed *= np.uint64(factor)
+    mixed ^= mixed >> np.uint64(31)
+    # A float64 has 53 bits.
+    found[at : at + _AT_ONCE] = (mixed >> np.uint64(11)) / 2**53
+  return found
+
+
+def _digest(name: str) -> int:
+  digest = hashlib.sha256(name.encode('utf-8', 'surrogateescape')).digest()
+  return int.from_bytes(digest[:6], 'big')
 
 
 class Files:
@@ -121,6 +165,10 @@ class Records:
     """Returns the label and the index."""
     return f'{self._label}:{index}'
 
+  def ranks(self) -> np.ndarray:
+    """Returns those of the indices, see `ranks`."""
+    return numbered_ranks(self._label, np.arange(len(self)))
+
 
 class Joined:
   """The documents of several sources."""
@@ -142,9 +190,9 @@ class Joined:
     source, index = self._find(index)
     return source.name(index)
 
-  def names(self) -> Iterator[str]:
-    """Yields the names of all documents."""
-    return itertools.chain.from_iterable(map(names_of, self._sources))
+  def ranks(self) -> np.ndarray:
+    """Returns those of all sources, see `ranks`."""
+    return np.concatenate([ranks(source) for source in self._sources])
 
   def _find(self, index: int) -> tuple[Source, int]:
     index = range(len(self))[index]

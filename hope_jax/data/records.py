@@ -16,7 +16,6 @@ import contextlib
 import errno
 import functools
 import gzip
-import itertools
 import json
 import lzma
 import os
@@ -29,7 +28,7 @@ import numpy as np
 
 from hope_jax.config import ConfigError
 from hope_jax.config.build import first_line
-from hope_jax.data import texts
+from hope_jax.data import documents, texts
 
 _COMPRESSED = {'.gz': gzip, '.bz2': bz2, '.xz': lzma}
 _LINES = ('.jsonl', '.ndjson')
@@ -39,8 +38,6 @@ _PARQUET = ('.parquet',)
 _CHECKED, _CHECKED_LINES = 2**28, 2**17
 # Bytes of a file, or of a column, in memory while it is indexed or unpacked.
 _CHUNK = 2**24
-# Numbers in memory as Python's.
-_AT_ONCE = 2**16
 
 
 class Where(NamedTuple):
@@ -119,8 +116,14 @@ class Lines:
     """
     self._content, self._file, self._field = content, file, field
     self._ends = _line_ends(texts.FileText(content, 0, size))
-    self._begins = np.concatenate([[0], self._ends[:-1] + 1])
-    self._numbers = np.flatnonzero(self._ends - self._begins > 1)
+    filled = np.ones(len(self._ends), bool)
+    # A line of one byte or none holds no object.
+    filled[0] = self._ends[0] > 1
+    np.greater(np.diff(self._ends), 2, out=filled[1:])
+    # Short lines are many: four bytes are enough for most files.
+    self._numbers = np.flatnonzero(filled).astype(
+        np.min_scalar_type(len(self._ends))
+    )
     self._numbers = self._numbers[self._check()]
 
   def __len__(self) -> int:
@@ -134,17 +137,17 @@ class Lines:
 
   def name(self, index: int) -> str:
     """Returns the file's name and the number of the line, from 1."""
-    return f'{self._file.name}:{self._numbers[index] + 1}'
+    return f'{self._file.name}:{int(self._numbers[index]) + 1}'
 
-  def names(self) -> Iterator[str]:
-    """Yields all names; one by one they would be seconds of a long file."""
-    return _numbered(self._file.name, self._numbers + 1)
+  def ranks(self) -> np.ndarray:
+    """Returns what decides who is held out, see `documents.ranks`."""
+    return documents.numbered_ranks(self._file.name, self._numbers, 1)
 
   def _check(self) -> np.ndarray:
     """Returns which lines have a text, as far as lines are checked."""
     kept = np.ones(len(self._numbers), bool)
-    checked = np.searchsorted(self._begins[self._numbers], _CHECKED)
-    checked = min(int(checked), _CHECKED_LINES)
+    first = self._ends[self._numbers[:_CHECKED_LINES]]
+    checked = int(np.searchsorted(first, _CHECKED))
     content = self._content
     with contextlib.ExitStack() as stack:
       if isinstance(content, str) and checked:
@@ -156,10 +159,9 @@ class Lines:
     return kept
 
   def _line(self, index: int) -> texts.FileText:
-    line = self._numbers[index]
-    return texts.FileText(
-        self._content, int(self._begins[line]), int(self._ends[line])
-    )
+    line = int(self._numbers[index])
+    begin = int(self._ends[line - 1]) + 1 if line else 0
+    return texts.FileText(self._content, begin, int(self._ends[line]))
 
   def _text(self, index: int) -> bytes:
     try:
@@ -230,17 +232,11 @@ class Regions:
     row = self._kept[index]
     return f'{self._name}:{row}' if self._numbered else self._name
 
-  def names(self) -> Iterator[str]:
-    """Yields all names, see `Lines.names`."""
+  def ranks(self) -> np.ndarray:
+    """Returns what decides who is held out, see `documents.ranks`."""
     if self._numbered:
-      return _numbered(self._name, self._kept)
-    return itertools.repeat(self._name, len(self))
-
-
-def _numbered(name: str, numbers: np.ndarray) -> Iterator[str]:
-  for some in np.array_split(numbers, len(numbers) // _AT_ONCE + 1):
-    for number in some.tolist():
-      yield f'{name}:{number}'
+      return documents.numbered_ranks(self._name, self._kept)
+    return documents.name_ranks([self._name] * len(self))
 
 
 def _line_ends(text: texts.FileText) -> np.ndarray:

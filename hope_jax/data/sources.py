@@ -1,7 +1,6 @@
 """Where documents come from, and which of them are held out."""
 
 from collections.abc import Sequence
-import hashlib
 import os
 import pathlib
 import sysconfig
@@ -19,7 +18,7 @@ from hope_jax.data.documents import (
   Records,
   Source,
   name_of,
-  names_of,
+  ranks,
 )
 
 # What a Python installation carries beside the library itself: compiled files,
@@ -69,11 +68,12 @@ class _Part:
 def split(source: Source, holdout: float) -> tuple[Source, Source]:
   """Splits documents into those for training and those held out.
 
-  A document is held out if the SHA-256 of its name, read as a number in [0, 1),
-  is below `holdout`: the choice depends on nothing else, so that it is the same
-  on every machine and stays when other documents come or go. Where that leaves
-  a side empty (few documents), the document of the lowest or of the highest
-  hash goes there.
+  A document is held out if a hash of its name, read as a number in [0, 1), is
+  below `holdout`: the choice depends on nothing else, so that it is the same on
+  every machine and stays when other documents come or go. The hash is SHA-256,
+  and of a record of a file that of the file and SplitMix64 of the record's
+  number. Where that leaves a side empty (few documents), the document of the
+  lowest or of the highest hash goes there.
 
   A source of a single document has no second one to hold out: the last share
   `holdout` of its bytes, one at least, is held out instead.
@@ -100,7 +100,7 @@ def split(source: Source, holdout: float) -> tuple[Source, Source]:
     size = len(text)
     cut = size - min(max(1, round(size * holdout)), size - 1)
     return _Part(source, 0, cut), _Part(source, cut, size)
-  rank = np.fromiter(map(_rank, names_of(source)), float, len(source))
+  rank = ranks(source)
   heldout = rank < holdout
   if not heldout.any():
     heldout[rank.argmin()] = True
@@ -110,12 +110,6 @@ def split(source: Source, holdout: float) -> tuple[Source, Source]:
       _Subset(source, np.flatnonzero(~heldout)),
       _Subset(source, np.flatnonzero(heldout)),
   )
-
-
-def _rank(name: str) -> float:
-  """Returns a number in [0, 1) that depends on the name alone."""
-  digest = hashlib.sha256(name.encode('utf-8', 'surrogateescape')).digest()
-  return int.from_bytes(digest[:6], 'big') / 2**48
 
 
 class Part(NamedTuple):

@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import hashlib
 import json
 import lzma
 import os
@@ -13,7 +14,7 @@ import pytest
 from hope_jax import data
 from hope_jax.config import ConfigError, DataConfig
 from hope_jax.data import records, sources, texts
-from hope_jax.data.documents import names_of
+from hope_jax.data.documents import numbered_ranks, ranks
 
 TEXTS = ['first', 'é 漢 🦙\n', 'a "quoted" \\ line', 'x' * 70]
 
@@ -156,7 +157,39 @@ def test_rows_of_parquet_are_documents(tmp_path, kind, monkeypatch):
   assert _all(source) == [
       (f'a.parquet:{i}', t.encode()) for i, t in enumerate(rows) if t
   ]
-  assert list(names_of(source)) == [name for name, _ in _all(source)]
+  _check_ranks(source)
+
+
+def _mixed(name):
+  """SplitMix64 of a record's number, begun at its file's hash, in integers."""
+  name, number = name.rsplit(':', 1)
+  digest = hashlib.sha256(name.encode()).digest()[:6]
+  z = int.from_bytes(digest, 'big') + int(number) * 0x9E3779B97F4A7C15
+  z %= 2**64
+  z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+  z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+  return (z ^ z >> 31) / 2**64
+
+
+def _check_ranks(source):
+  names = [name for name, _ in _all(source)]
+  expected = [
+      _mixed(name) if ':' in name
+      else int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], 'big')
+      / 2**48
+      for name in names
+  ]
+  np.testing.assert_allclose(ranks(source), expected, rtol=1e-12)
+
+
+def test_a_hash_of_numbers_is_even():
+  """A failure means that held-out records lie in runs, or are too many."""
+  rank = numbered_ranks('a.jsonl', np.arange(200_000))
+  counts = np.histogram(rank, 100, (0, 1))[0]
+  assert abs(counts - 2000).max() < 5 * 2000**0.5
+  held = rank < 0.05
+  together = (held[1:] & held[:-1]).mean()
+  assert together == pytest.approx(0.05**2, rel=0.15)
 
 
 def test_a_long_file_costs_its_texts_and_no_more(tmp_path):
@@ -248,7 +281,7 @@ def test_files_of_all_kinds_in_one_glob(tmp_path):
   assert _all(source) == [('a.txt', b'a'), ('b.jsonl:1', b'b1'),
                           ('b.jsonl:2', b'b2'), ('c.txt', b'c')]
   assert [source.name(i) for i in range(4)] == [n for n, _ in _all(source)]
-  assert list(names_of(source)) == [n for n, _ in _all(source)]
+  _check_ranks(source)
   with pytest.raises(IndexError):
     _ = source[4]
   with pytest.raises(ConfigError, match='only empty files'):
