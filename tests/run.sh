@@ -24,8 +24,9 @@ done
 prepare dev
 cd "$ROOT"
 failed=0
-# One worker a core, four at most: each compiles, and needs up to 4 GB.
-"$PYTHON" -m pytest -n auto --maxprocesses 4 ${arguments[@]+"${arguments[@]}"} || failed=$?
+# One worker a core, four at most: each compiles, and needs up to 4 GB. What the tests of a
+# file compile is compiled once where one worker has them all.
+"$PYTHON" -m pytest -n auto --maxprocesses 4 --dist loadfile ${arguments[@]+"${arguments[@]}"} || failed=$?
 "$PYTHON" -m ruff check --quiet --output-format concise . || failed=1
 # It comes with its own node and asks no network whether it is the newest.
 PYRIGHT_PYTHON_IGNORE_WARNINGS=1 "$PYTHON" -m pyright --pythonpath "$PYTHON" || failed=1

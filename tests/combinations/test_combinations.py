@@ -34,7 +34,7 @@ from hope_jax.train import setup
 from tests.combinations import pairs
 
 # Runs of each family in a day's sample.
-DAILY = 4
+DAILY = 2
 # Tests that all rows of a family are dealt out to.
 SHARES = 16
 NOTHING = pathlib.Path(__file__).with_name('nothing.py')

@@ -15,7 +15,8 @@ MODEL = standin.Standin()
 @pytest.fixture(scope='module')
 def params():
   tokens = np.zeros((1, 4), np.int32)
-  return sharding.unbox(MODEL.init(jax.random.key(0), tokens)['params'])
+  init = jax.jit(MODEL.init)
+  return sharding.unbox(init(jax.random.key(0), tokens)['params'])
 
 
 def test_against_numpy(params):

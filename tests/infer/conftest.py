@@ -13,7 +13,8 @@ from tests import standin
 @pytest.fixture(scope='module')
 def params():
   tokens = np.zeros((1, 4), np.int32)
-  return sharding.unbox(standin.BYTES.init(jax.random.key(0), tokens)['params'])
+  init = jax.jit(standin.BYTES.init)
+  return sharding.unbox(init(jax.random.key(0), tokens)['params'])
 
 
 @pytest.fixture

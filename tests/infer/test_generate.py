@@ -17,7 +17,8 @@ PROMPT = jnp.array([[1, 2, 3, 4, 5], [9, 3, 3, 0, 1]], jnp.int32)
 @pytest.fixture(scope='module')
 def params():
   tokens = np.zeros((1, 4), np.int32)
-  return sharding.unbox(MODEL.init(jax.random.key(0), tokens)['params'])
+  init = jax.jit(MODEL.init)
+  return sharding.unbox(init(jax.random.key(0), tokens)['params'])
 
 
 def sample(params, prompt, n, temperature=0.0, seed=0, state=None):

@@ -14,6 +14,8 @@ import sys
 
 import pytest
 
+from tests.marks import quick
+
 ROOT = pathlib.Path(__file__).parents[2]
 # (K, V, options) of the recurrences, each forward and backward.
 EVERYWHERE = [
@@ -62,7 +64,8 @@ def _compile(programs):
   return results
 
 
-@pytest.mark.parametrize('chip', sorted(MORE))
+# The smallest and the oldest; a compiler for each.
+@pytest.mark.parametrize('chip', quick(sorted(MORE), ['v5e', 'v4']))
 def test_kernels_compile(chip):
   """If this fails, the TPU compiler refuses a kernel, or devices talk."""
   programs = [
@@ -85,7 +88,7 @@ def test_a_sequence_over_devices_compiles():
 
 @pytest.mark.parametrize(
     'chip,memory',
-    [('v5e', 'matrix'), pytest.param('v6e', 'mlp', marks=pytest.mark.slow)],
+    quick([('v5e', 'matrix'), ('v6e', 'mlp')], [('v5e', 'matrix')]),
 )
 def test_the_train_step_runs_the_kernel(chip, memory):
   """If this fails, Hope trains on a TPU without the kernel."""
@@ -94,7 +97,9 @@ def test_the_train_step_runs_the_kernel(chip, memory):
   assert result['kernels'] >= 2
 
 
-@pytest.mark.parametrize('rule', ['linear_attention', 'gated_deltanet'])
+@pytest.mark.parametrize(
+    'rule', quick(['linear_attention', 'gated_deltanet'], ['gated_deltanet'])
+)
 def test_linear_memories_train_with_the_kernel(rule):
   """If this fails, the relatives of DGD are left to XLA on a TPU."""
   (result,) = _compile([('train_step', ('v6e',), {'architecture': rule})])

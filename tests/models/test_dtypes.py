@@ -27,6 +27,7 @@ from hope_jax.models.factory import language_model
 from hope_jax.models.vit import Vit
 from hope_jax.sharding import unbox
 from hope_jax.train import loop
+from tests.marks import quick
 from tests.models import variants
 
 # An array, that is; a literal may stay as Python has it.
@@ -68,7 +69,15 @@ def kinds(tree):
   return jax.tree.map(lambda x: f'{x.dtype}{x.shape}', tree)
 
 
-@pytest.mark.parametrize('name', variants.VARIANTS)
+# One of each kind of state, and each way to have other dtypes.
+QUICK = (
+    'hope', 'hope, integer', 'hope, bfloat16', 'hope_attention', 'titans_lmm',
+    'hope_attention, in context', 'gated_deltanet', 'ttt_linear, bfloat16',
+    'transformer, tied', 'lstm, bfloat16', 'srwm, bfloat16',
+)
+
+
+@pytest.mark.parametrize('name', quick(variants.VARIANTS, QUICK))
 def test_switches_change_nothing(name):
   """If it fails, a user's switch widens a model, or keeps it from running.
 
@@ -95,7 +104,9 @@ def test_switches_change_nothing(name):
   assert not wide
 
 
-@pytest.mark.parametrize('name', ['retnet', 'ttt_linear', 'lstm'])
+@pytest.mark.parametrize(
+    'name', quick(['retnet', 'ttt_linear', 'lstm'], ['retnet', 'lstm'])
+)
 def test_numbers_are_the_same(name):
   """If it fails, a seed gives another model in 64-bit mode."""
   model = variants.make(name)

@@ -16,6 +16,7 @@ from hope_jax.config import PRINTED
 from hope_jax.config.architectures import ARCHITECTURES
 from hope_jax.models.factory import language_model
 from hope_jax.train import losses
+from tests.marks import quick
 
 # A parameter's norm over that of the head, which every architecture has.
 LARGEST = 3.0
@@ -59,25 +60,26 @@ IN_CONTEXT = {
     for variant in ('sequential', 'nested', 'independent')
     for gradient, memory in (('first_order', 'mlp'), ('exact', 'matrix'))
 }
-# Compiled in about ten seconds or less: each kind of memory once.
-QUICK = {
-    'hope, matrix, recall', 'titans, matrix, identity', 'ttt, mlp, recall',
-    'hope_attention, nested, exact', 'transformer', 'lstm', 'srwm',
-    'gated_deltanet', 'retnet', 'gated_deltanet_published', 'titans_lmm',
-}
+# Compiled in about ten seconds or less: memories of matrices, of MLPs, others.
+QUICK = (
+    'hope, matrix, recall', 'ttt, mlp, recall', 'gated_deltanet', 'transformer',
+    'lstm', 'srwm',
+)
 
 
-def _marked(cases):
+def _marked(cases, kept):
   """The cases, all but a few of them slow: a program each to compile."""
   # TTT-MLP starts as its authors have it.
   above = pytest.mark.xfail(strict=True, reason='its first layer: 3.1 to 5.8')
-  return [
-      pytest.param(case, marks=[
-          *([] if case in QUICK else [pytest.mark.slow]),
-          *([above] if case == 'ttt_mlp' else []),
-      ])
-      for case in cases
-  ]
+  return quick(
+      [
+          pytest.param(
+              case, id=case, marks=[above] if case == 'ttt_mlp' else []
+          )
+          for case in cases
+      ],
+      kept,
+  )
 
 
 def _places(length, start):
@@ -145,13 +147,15 @@ def _require_even(fields, places):
 SMALL = {'dim': 32, 'layers': 1, 'heads': 2}
 
 
-@pytest.mark.parametrize('case', _marked(CASES))
+@pytest.mark.parametrize('case', _marked(CASES, QUICK))
 def test_no_parameter_outweighs_the_head(case):
   """If it fails, clipping scales every other parameter's step to nothing."""
   _require_even(SMALL | CASES[case], _places(32, 13))
 
 
-@pytest.mark.parametrize('case', _marked(IN_CONTEXT))
+@pytest.mark.parametrize(
+    'case', _marked(IN_CONTEXT, ['hope_attention, nested, exact'])
+)
 def test_nor_does_one_through_fast_weights(case):
   """If it fails, the same, by way of a sequence's own inner steps.
 
@@ -161,7 +165,7 @@ def test_nor_does_one_through_fast_weights(case):
 
 
 @pytest.mark.slow  # The same in another size: a program more to compile.
-@pytest.mark.parametrize('case', _marked(CASES))
+@pytest.mark.parametrize('case', _marked(CASES, ()))
 def test_nor_in_two_layers(case):
   """If it fails, the same where a second layer reads the first one's output."""
   fields = {'dim': 64, 'layers': 2, 'heads': 4}

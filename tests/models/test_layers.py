@@ -38,7 +38,8 @@ def test_attention_is_softmax_over_window_and_document(
   documents = [[1] * T, [1] * 2 + [2] * 8 + [3] * 3]
   module = Attention(config)
   plain = Packing(None, None, None)
-  params = meta.unbox(module.init(jax.random.key(0), x, None, plain))['params']
+  init = jax.jit(module.init)
+  params = meta.unbox(init(jax.random.key(0), x, None, plain))['params']
   params = jax.tree.map(
       lambda w: np.asarray(w + 0.3 * rng.normal(size=w.shape), np.float32),
       params,
@@ -52,10 +53,11 @@ def test_attention_is_softmax_over_window_and_document(
         documents=documents,
     )
 
-  o, _ = module.apply({'params': params}, x, None, _packing(documents))
+  apply = jax.jit(module.apply)
+  o, _ = apply({'params': params}, x, None, _packing(documents))
   for b in range(2):
     np.testing.assert_allclose(o[b], expected(x[b], documents[b]), atol=2e-5)
-  o, _ = module.apply({'params': params}, x, None, plain)
+  o, _ = apply({'params': params}, x, None, plain)
   np.testing.assert_allclose(o[1], expected(x[1], [1] * T), atol=2e-5)
 
 
@@ -106,7 +108,7 @@ def test_a_cache_of_padding_alone_is_no_document():
   start, rest = x[:, :5], x[:, 5:]
   _, place = locate(jnp.zeros((1, 5), int), None, 1, 5)
   nothing, _ = locate(jnp.zeros((1, 5), int), None, 1, 5)
-  variables = module.init(jax.random.key(0), start, None, nothing)
+  variables = jax.jit(module.init)(jax.random.key(0), start, None, nothing)
   _, state = module.apply(variables, start, None, nothing)
   after, _ = locate(None, place, 1, 2)
   o, _ = module.apply(variables, rest, state, after)

@@ -19,6 +19,7 @@ from hope_jax.config import (
 )
 from hope_jax.models import layers
 from hope_jax.models.lm import LanguageModel
+from tests.marks import quick
 
 B, T, VOCAB = 2, 22, 256
 TOKENS = np.random.default_rng(7).integers(0, VOCAB, (B, T)).astype(np.int32)
@@ -64,32 +65,16 @@ UNWRITTEN = (
     'deltanet_published', 'gated_deltanet_published', 'ttt_linear', 'ttt_mlp',
     'titans_lmm', 'lstm', 'srwm',
 )
-# MLP memories take long to compile, and `tests/nested` has them in every form;
-# the rules of a linear memory differ in what they hand to one recurrence.
-SLOW = (
-    'hope', 'ttt', 'linear_attention', 'deltanet', 'linear_attention_published',
-    'retnet_published', 'deltanet_published', 'ttt_mlp',
+# One of each kind: memories that modify themselves, a window of attention,
+# delta rule, mini-batches, cells. Relatives have tests of their rules; memories
+# of MLPs take long to compile, and `tests/nested` has them in every form.
+KINDS = (
+    'hope_matrix', 'hope_attention', 'transformer', 'gated_deltanet',
+    'ttt_linear', 'titans_lmm', 'lstm', 'srwm',
 )
-# Of the published layers, one of each kind; `test_published.py` has them all.
-ALL = pytest.mark.parametrize(
-    'name',
-    [
-        pytest.param(
-            n,
-            marks=pytest.mark.slow
-            if n in SLOW and n.endswith(('_published', '_mlp'))
-            else (),
-        )
-        for n in MODELS
-    ],
-)
-MOST = pytest.mark.parametrize(
-    'name',
-    [
-        pytest.param(n, marks=pytest.mark.slow if n in SLOW else ())
-        for n in MODELS
-    ],
-)
+MOST = pytest.mark.parametrize('name', quick(MODELS, KINDS))
+# The default Hope, too.
+ALL = pytest.mark.parametrize('name', quick(MODELS, ('hope', *KINDS)))
 
 
 def make_config(name, **changes):
@@ -277,7 +262,7 @@ def test_rows_are_independent(name):
   jax.tree.map(row(0), state['place'], new['place'])
 
 
-@ALL
+@MOST
 def test_a_gradient_reaches_every_parameter(name):
   """If this fails, a part of the model never learns."""
   model = LanguageModel(make_config(name))
@@ -300,10 +285,13 @@ def test_a_gradient_reaches_every_parameter(name):
 
 @pytest.mark.parametrize(
     'name',
-    [
-        'transformer', 'hope_attention', 'lstm', 'srwm', 'gated_deltanet',
-        pytest.param('hope_matrix', marks=pytest.mark.slow),
-    ],
+    quick(
+        [
+            'transformer', 'hope_attention', 'lstm', 'srwm', 'gated_deltanet',
+            'hope_matrix',
+        ],
+        ['hope_attention', 'lstm', 'srwm'],
+    ),
 )
 def test_dot_general_makes_every_dense_product(name):
   """If this fails, DGD trains other weights than those its optimizer steps.
@@ -355,17 +343,31 @@ def test_tied_embeddings_share_one_matrix():
   """If this fails, tying adds parameters or starts from a wild guess."""
   config = make_config('transformer', tie_embeddings=True)
   model = LanguageModel(config)
-  params = meta.unbox(model.init(jax.random.key(0), TOKENS))['params']
+  params = meta.unbox(jax.jit(model.init)(jax.random.key(0), TOKENS))['params']
   assert 'head' not in params
   logits, _ = model.apply({'params': params}, TOKENS)
   loss = jnp.mean(jax.nn.logsumexp(logits, -1) - logits[..., 0])
   assert abs(loss - math.log(VOCAB)) < 0.3
 
 
+CHANGES = ({'remat': 'parts'}, {'remat': 'block'}, {'unroll': 2})
+
+
 @pytest.mark.parametrize(
-    'changes', [{'remat': 'parts'}, {'remat': 'block'}, {'unroll': 2}]
+    ('name', 'changes'),
+    quick(
+        [
+            (name, changes)
+            for name in ('hope_matrix', 'hope_attention')
+            for changes in CHANGES
+        ],
+        [
+            ('hope_matrix', {'remat': 'parts'}),
+            ('hope_attention', {'remat': 'block'}),
+            ('hope_attention', {'unroll': 2}),
+        ],
+    ),
 )
-@pytest.mark.parametrize('name', ['hope_matrix', 'hope_attention'])
 def test_memory_and_loops_change_nothing(monkeypatch, name, changes):
   """If this fails, saving memory changes the model, its state or gradients."""
   monkeypatch.setattr(layers, 'TILE', 8)  # two tiles and a rest
@@ -405,14 +407,14 @@ def test_depth_and_width_follow_the_configuration():
   assert sum(x.size for x in matrices) == 2 * 2 * 4 * 64 * 64
 
 
-@pytest.mark.parametrize(
-    ('eigenvalues', 'gate'),
-    [
-        ('signed', lambda g: np.clip(g / 6 + 0.5, 0, 1)),
-        ('positive', lambda g: 1 / (1 + np.exp(-g))),
-    ],
-)
-def test_heads_start_with_their_rates(eigenvalues, gate):
+GATES = {
+    'signed': lambda g: np.clip(g / 6 + 0.5, 0, 1),
+    'positive': lambda g: 1 / (1 + np.exp(-g)),
+}
+
+
+@pytest.mark.parametrize('eigenvalues', quick(GATES, ['signed']))
+def test_heads_start_with_their_rates(eigenvalues):
   """If it fails, heads that count start like those that turn over."""
   model = LanguageModel(ModelConfig(
       vocab_size=4, dim=16, layers=1, heads=4,
@@ -421,6 +423,8 @@ def test_heads_start_with_their_rates(eigenvalues, gate):
           eta_init=0.75, plain_eta_init=0.25,
       ),
   ))
-  params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+  params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
   bias = meta.unbox(params)['params']['layers']['mixer']['bias_eta'][0]
-  np.testing.assert_allclose(gate(bias), [0.75, 0.75, 0.75, 0.25], atol=1e-6)
+  np.testing.assert_allclose(
+      GATES[eigenvalues](bias), [0.75, 0.75, 0.75, 0.25], atol=1e-6
+  )

@@ -16,7 +16,7 @@ def test_it_is_the_cell_of_flax():
   dim, x = 8, np.random.default_rng(0).normal(size=(2, 7, 8)).astype('f4')
   model = Lstm(ModelConfig(dim=dim, heads=1, architecture='lstm'))
   packing = Packing(None, None, None)
-  params = model.init(jax.random.key(0), x, None, packing)['params']
+  params = jax.jit(model.init)(jax.random.key(0), x, None, packing)['params']
   params = meta.unbox(params)
   params['bias'] = params['bias'] + np.linspace(-1, 1, 4 * dim)
   y, state = model.apply({'params': params}, x, None, packing)

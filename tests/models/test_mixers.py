@@ -13,6 +13,7 @@ from hope_jax.models.packing import Packing
 from hope_jax.sharding import unbox
 
 
+@pytest.mark.slow  # test_gradients.py has it for what runs every time.
 @pytest.mark.parametrize('memory', ['matrix', 'mlp'])
 def test_no_parameter_outweighs_the_others_at_initialisation(memory):
   """If this fails, clipping by the global norm throws the first steps away.
@@ -27,7 +28,7 @@ def test_no_parameter_outweighs_the_others_at_initialisation(memory):
   model = LanguageModel(config)
   tokens = jax.random.randint(jax.random.key(0), (2, 24), 0, 16)
   segments = jnp.asarray(np.arange(24) // 7 + 1) * jnp.ones((2, 1), jnp.int32)
-  params = unbox(model.init(jax.random.key(1), tokens)['params'])
+  params = unbox(jax.jit(model.init)(jax.random.key(1), tokens)['params'])
 
   @jax.jit
   def gradient(params):
@@ -68,7 +69,7 @@ def test_keys_start_as_the_queries_before(where, remat):
   )
   mixer = Streams(config)
   x = jax.random.normal(jax.random.key(0), (2, 300, 8))
-  params = mixer.init(jax.random.key(1), x)
+  params = jax.jit(mixer.init)(jax.random.key(1), x)
   q, k, v, tail = map(np.asarray, mixer.apply(params, x))
   assert tail.shape == (2, 3, 8)
   np.testing.assert_allclose(k[:, 1:], q[:, :-1], atol=1e-6)
@@ -87,12 +88,12 @@ def test_projections_that_start_equal_part():
   )
   model = LanguageModel(config)
   tokens = jax.random.randint(jax.random.key(0), (2, 24), 0, 16)
-  params = unbox(model.init(jax.random.key(1), tokens)['params'])
+  params = unbox(jax.jit(model.init)(jax.random.key(1), tokens)['params'])
   loss = lambda p: -jnp.mean(
       jax.nn.log_softmax(model.apply({'params': p}, tokens)[0])[..., 0]
   )
   of = lambda tree, name: tree['layers']['mixer'][f'project_{name}']['kernel']
-  grads = jax.grad(loss)(params)
+  grads = jax.jit(jax.grad(loss))(params)
   np.testing.assert_array_equal(of(params, 'q'), of(params, 'k'))
   assert np.abs(of(params, 'q')[0] - of(params, 'q')[1]).min() > 0
   assert np.abs(of(grads, 'q') - of(grads, 'k')).max() > 0

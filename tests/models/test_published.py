@@ -79,7 +79,8 @@ def compiled(name):
   """(params, x) -> what the layer adds; and the parameters it starts with."""
   module = make_mixer(*LAYERS[name][:2])
   nothing = None, Packing(None, None, None)
-  params = module.init(jax.random.key(0), jnp.zeros((1, T, DIM)), *nothing)
+  init = jax.jit(module.init)
+  params = init(jax.random.key(0), jnp.zeros((1, T, DIM)), *nothing)
   params = jax.tree.map(np.asarray, unbox(params['params']))
 
   @jax.jit

@@ -17,6 +17,7 @@ from hope_jax.models import packing
 from hope_jax.models.factory import language_model
 from hope_jax.nested import levels
 from hope_jax.train import loop, losses
+from tests.marks import quick
 
 PACKAGE = pathlib.Path(levels.__file__).parents[1]
 LENGTH = 128
@@ -78,11 +79,22 @@ IDS = [f'{config.model.architecture}-{name}' for name, config, _ in CASES]
 
 def _init(config):
   model = language_model(config.model)
-  params = model.init(jax.random.key(0), np.zeros((1, 1), np.int32))
+  params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 1), np.int32))
   return model, params['params']
 
 
-@pytest.fixture(scope='module', params=CASES, ids=IDS)
+@pytest.fixture(
+    scope='module',
+    params=quick(
+        [
+            pytest.param(case, id=name) for case, name in zip(CASES, IDS)
+        ],
+        [
+            'hope-crowded_rows', 'ttt_linear-crowded_rows',
+            'hope_attention-off_chunk_rows',
+        ],
+    ),
+)
 def case(request):
   name, config, batch = request.param
   return name, config, batch, *_init(config)

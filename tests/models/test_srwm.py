@@ -21,7 +21,8 @@ def test_it_is_the_published_recurrence():
   x = rng.normal(size=(2, length, dim)).astype('f4')
   model = Srwm(ModelConfig(dim=dim, heads=heads, architecture='srwm'))
   packing = Packing(None, None, None)
-  params = meta.unbox(model.init(jax.random.key(0), x, None, packing)['params'])
+  init = jax.jit(model.init)
+  params = meta.unbox(init(jax.random.key(0), x, None, packing)['params'])
   # Far from its small start, so that every part of it acts.
   params['initial'] = rng.normal(size=params['initial'].shape).astype('f4')
   y, state = model.apply({'params': params}, x, None, packing)

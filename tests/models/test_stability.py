@@ -40,7 +40,7 @@ def _norms(memory, length):
   )
   model = LanguageModel(config)
   streams = np.stack(list(_streams(length).values())).astype(np.int32)
-  params = model.init(jax.random.key(0), streams[:, :4])['params']
+  params = jax.jit(model.init)(jax.random.key(0), streams[:, :4])['params']
   params = meta.unbox(params)
 
   @jax.jit

@@ -14,7 +14,8 @@ IMAGES = jax.random.normal(jax.random.key(0), (3, 4, 6, 1))
 
 
 def initial(model, images=IMAGES):
-  return sharding.unbox(model.init(jax.random.key(1), images)['params'])
+  init = jax.jit(model.init)
+  return sharding.unbox(init(jax.random.key(1), images)['params'])
 
 
 def test_patches_are_squares_of_the_image():

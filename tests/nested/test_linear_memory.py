@@ -11,6 +11,7 @@ import pytest
 
 from hope_jax.kernels.dgd.api import dgd_recurrence
 from hope_jax.nested import linear_memory
+from tests.marks import quick
 
 B, T, H, K, V = 2, 21, 2, 4, 3
 RNG = np.random.default_rng(0)
@@ -165,7 +166,9 @@ def test_documents_padding_and_cuts(x64, rule):
   np.testing.assert_allclose(last, end, atol=1e-12)
 
 
-@pytest.mark.parametrize('rule', list(CASES))
+@pytest.mark.parametrize(
+    'rule', quick(CASES, ['linear_attention', 'gated_deltanet'])
+)
 def test_a_row_of_many_documents_goes_on_from_its_state(x64, rule):
   """If it fails, short documents answer NaN, or start from what was handed in.
 

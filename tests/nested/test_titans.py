@@ -10,6 +10,7 @@ import pytest
 from hope_jax.nested import dgd, titans, titans_tile
 from hope_jax.nested import memory as memory_lib
 from hope_jax.nested.memory import Matrix, Mlp
+from tests.marks import quick
 from tests.nested.titans_cases import (
   DEFAULT,
   VARIANTS,
@@ -32,22 +33,16 @@ from tests.nested.titans_cases import (
 )
 from tests.oracles import titans as oracle
 
-
-def forms():
-  """Variants with either memory; what its form hardly changes is slow."""
-  core = (
-      'default', 'l2', 'gradient_descent', 'input_layer', 'output_layer',
-      'adaptive_q', 'slow_boundary', 'titans',
-  )
-  for variant in VARIANTS:
-    for kind in ('matrix', 'mlp'):
-      slow = kind == 'mlp' and variant not in core
-      yield pytest.param(
-          variant, kind, marks=pytest.mark.slow if slow else ()
-      )
+# With an MLP, one of each thing that its gradient sees differently.
+CORE = ('default', 'l2', 'adaptive_q', 'titans')
+FORMS = quick(
+    [(variant, kind) for variant in VARIANTS for kind in ('matrix', 'mlp')],
+    [(variant, 'matrix') for variant in VARIANTS]
+    + [(variant, 'mlp') for variant in CORE],
+)
 
 
-@pytest.mark.parametrize('variant,kind', forms())
+@pytest.mark.parametrize('variant,kind', FORMS)
 def test_layer_is_the_token_serial_layer(x64, variant, kind):
   """If this fails, the layer is not the equations in its docstring."""
   params, x, gates, changes = inputs(kind, variant)
@@ -114,7 +109,8 @@ def test_a_state_holds_the_copies_that_are_read(changes, names):
   params = make_params('matrix')
   state = titans.initial_state(params, B, options(**changes))
   assert set(state.frozen) == names
-  _, state, _ = run(params, make_streams(), **changes)
+  layer = functools.partial(run, **changes)
+  _, state, _ = jax.eval_shape(layer, params, make_streams())
   assert set(state.frozen) == names
   mlp = titans.initial_state(make_params('mlp'), B, options(target='value'))
   assert 'memory' in mlp.frozen  # its gradient is taken there
@@ -171,7 +167,12 @@ def value_and_gradient(adaptive):
   return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
 
 
-@pytest.mark.parametrize('kind,q', [('matrix', 'adaptive'), ('mlp', 'static')])
+@pytest.mark.parametrize(
+    'kind,q',
+    quick(
+        [('matrix', 'adaptive'), ('mlp', 'static')], [('matrix', 'adaptive')]
+    ),
+)
 def test_gradients_reach_everything_and_are_finite_differences(x64, kind, q):
   """If this fails, an initial state, gate or stream learns wrongly, or not."""
   params, x = dict(make_params(kind)), make_streams(13)

@@ -15,6 +15,7 @@ import pytest
 
 from hope_jax.nested import titans
 from hope_jax.nested.memory import Matrix, Mlp
+from tests.marks import quick
 from tests.nested.titans_cases import plain
 from tests.oracles import titans as oracle
 
@@ -127,28 +128,32 @@ LOW_RANK = dict(
 )
 
 
-def _forms():
-  """MLP memories compile for long: what their form hardly changes is slow."""
-  for kind in ('matrix', 'mlp'):
-    for name, changes in (
-        ('default', {}), ('slow_main', dict(chunk=32)),
-        ('slow_rest', SLOW_REST), ('bf16', dict(precision='bf16')),
-        ('signed', dict(eigenvalues='signed', momentum=False)),
-        ('low_rank', LOW_RANK),
-        ('plain', dict(plain_heads=1, read='after')),
-        ('integer', dict(
-            arithmetic='integer', plain_heads=1, eigenvalues='signed',
-            momentum=False,
-        )),
-    ):
-      slow = kind == 'mlp' and name != 'default'
-      yield pytest.param(
-          kind, changes, id=f'{kind}-{name}',
-          marks=pytest.mark.slow if slow else (),
-      )
+FORMS = {
+    'default': {}, 'slow_main': dict(chunk=32), 'slow_rest': SLOW_REST,
+    'bf16': dict(precision='bf16'),
+    'signed': dict(eigenvalues='signed', momentum=False), 'low_rank': LOW_RANK,
+    'plain': dict(plain_heads=1, read='after'),
+    'integer': dict(
+        arithmetic='integer', plain_heads=1, eigenvalues='signed',
+        momentum=False,
+    ),
+}
 
 
-@pytest.mark.parametrize('kind,changes', _forms())
+# Of a matrix what takes another way through the kernel; MLPs compile for long.
+@pytest.mark.parametrize(
+    'kind,changes',
+    quick(
+        [
+            pytest.param(kind, changes, id=f'{kind}-{name}')
+            for kind in ('matrix', 'mlp')
+            for name, changes in FORMS.items()
+        ],
+        [
+            'mlp-default', 'matrix-default', 'matrix-bf16', 'matrix-low_rank',
+        ],
+    ),
+)
 def test_the_kernel_is_the_layer(kind, changes):
   """If this fails, a TPU trains another model than a CPU."""
   _compare(kind, **changes)
@@ -185,7 +190,10 @@ def test_the_kernel_is_the_oracles_layer(kind, precision):
 
 @pytest.mark.parametrize(
     'changes',
-    [dict(), dict(chunk=32, adaptive=('q', 'v', 'alpha'), layers='none')],
+    quick(
+        [dict(), dict(chunk=32, adaptive=('q', 'v', 'alpha'), layers='none')],
+        [dict()],
+    ),
     ids=str,
 )
 def test_documents_restart_in_the_kernel(changes):
@@ -193,9 +201,7 @@ def test_documents_restart_in_the_kernel(changes):
   _compare('matrix', starts=jnp.asarray(STARTS), **changes)
 
 
-@pytest.mark.parametrize(
-    'kind', ['matrix', pytest.param('mlp', marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize('kind', quick(['matrix', 'mlp'], ['matrix']))
 def test_emulated_memory_holds_no_race_and_nothing_unset(kind):
   """If this fails, a real TPU would read what no step has written."""
   _compare(kind, interpret=EMULATED)

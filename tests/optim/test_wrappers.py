@@ -18,6 +18,7 @@ import optax
 import pytest
 
 from hope_jax import optim
+from tests.marks import quick
 
 RATE = 0.01
 OURS = {
@@ -283,12 +284,13 @@ def wrapper(wrap):
   return lambda name, make: under(name, make, wrap)
 
 
+SUMS = '3,000 steps in bfloat16'
 CELLS = {
     'strict promotion': strict,
     'bfloat16': functools.partial(low_precision, dtype='bfloat16'),
     'float16': functools.partial(low_precision, dtype='float16'),
     'float64': double,
-    '3,000 steps in bfloat16': sums,
+    SUMS: sums,
     'donated state': donated,
     'gradient through a step': through_a_step,
     'empty leaves': empty,
@@ -320,7 +322,7 @@ CELLS = {
 }
 # Of optax 0.2.8.
 _ADAM_FAILS = (
-    'strict promotion', 'bfloat16', 'float16', '3,000 steps in bfloat16',
+    'strict promotion', 'bfloat16', 'float16', SUMS,
     'gradient through a step', 'inject_hyperparams, bfloat16',
 )
 PEERS_FAIL = {
@@ -337,8 +339,20 @@ def cells():
       yield pytest.param(name, make, check, id=f'{cell}-{name}', marks=mark)
 
 
+# What has a relative in the table; and of the longest cell three are enough.
+RELATIVES = (
+    'adamuon', 'multi_scale_momentum', 'nonlinear_momentum',
+    'delta_momentum_gram', 'at_frequency_1',
+)
+QUICK = [
+    case.id for case in cells()
+    if case.id in (f'{SUMS}-dgd', f'{SUMS}-m3', f'{SUMS}-optax.adamw')
+    or not case.id.startswith(SUMS) and not case.id.endswith(RELATIVES)
+]
+
+
 @pytest.mark.filterwarnings('ignore:dgd')
-@pytest.mark.parametrize(('name', 'make', 'check'), cells())
+@pytest.mark.parametrize(('name', 'make', 'check'), quick(cells(), QUICK))
 def test_works_as_users_use_it(name, make, check):
   """If it fails, an optimizer of ours is one for plain loops only."""
   check(name, make)

@@ -39,7 +39,7 @@ def test_a_column_is_any_text(tmp_path):
   path = str(command.ROOT / 'experiments' / 'text.py')
   arguments = (
       f'--config={path}:tiny', f'--config.results={tmp_path}/results',
-      '--config.columns=mine,', '--config.rows_run=Hope,',
+      '--config.columns=mine,', '--config.rows_run=Transformer++,',
   )
   with pytest.raises(ConfigError, match="column 'mine' is none of stdlib"):
     command.study(*arguments)
@@ -58,7 +58,7 @@ def test_a_column_is_any_text(tmp_path):
     ('name', 'row', 'complaint'),
     [
         ('mqar', 'DeltaNet 32', 'before anything was measured'),
-        ('ablation', 'Hope', 'compares runs of equal length'),
+        ('text', 'Transformer++', 'compares runs of equal length'),
     ],
 )
 def test_a_run_without_time_is_no_result(tmp_path, name, row, complaint):
