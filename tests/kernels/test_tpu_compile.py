@@ -50,6 +50,8 @@ def _compile(programs):
       TPU_WORKER_HOSTNAMES='localhost', TPU_WORKER_ID='0',
       # Several tests at a time, none of them with a TPU to fight for.
       ALLOW_MULTIPLE_LIBTPU_LOAD='1', PYTHONPATH=str(ROOT),
+      # It reads them too, and dies of one that only the CPU's compiler knows.
+      XLA_FLAGS='',
   )
   done = subprocess.run(
       [sys.executable, str(ROOT / 'tests/kernels/tpu_programs.py')],

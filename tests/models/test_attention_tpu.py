@@ -25,6 +25,7 @@ def test_splash_attention_compiles_and_is_chosen():
       os.environ, JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1',
       TPU_WORKER_HOSTNAMES='localhost', TPU_WORKER_ID='0',
       ALLOW_MULTIPLE_LIBTPU_LOAD='1', PYTHONPATH=str(ROOT),
+      XLA_FLAGS='',  # those of the CPU's compiler stop the one of the TPU
   )
   done = subprocess.run(
       [sys.executable, str(ROOT / 'tests/models/tpu_attention.py')],

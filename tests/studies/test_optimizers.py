@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -118,6 +121,23 @@ def test_a_rule_follows_its_rate():
     w = w - 1e-3 * share * m
 
 
+PLAIN = (
+    '--xla_backend_optimization_level=0'
+    ' --xla_llvm_disable_expensive_passes=true'
+)
+TRACE = """
+import json, sys
+from hope_jax.studies import grid, optimizers
+from hope_jax.studies.task import Cell
+
+path, row, column, seed, rate = sys.argv[1:]
+study = grid.load(path)
+cell = Cell(row, column, int(seed), float(rate))
+made = optimizers.run(grid.config_of(study, cell), cell, study)
+print(json.dumps(made['trace']))
+"""
+
+
 @pytest.mark.parametrize(
     ('row', 'first'), [('momentum', 10), ('m3', 60), ('adamw', 60)]
 )
@@ -134,9 +154,18 @@ def test_the_committed_runs_are_those_of_this_code(row, first):
   cell = Cell(row, 'landscape', kept['seed'], kept['learning_rate'])
   config = grid.config_of(study, cell)
   assert config.train.steps == steps
-  made = optimizers.run(config, cell, study)
+  # Rounding as it comes, neither optimised nor with other ways to fuse: what
+  # those change in a last digit is 0.004 and 0.013 at step 9.
+  trace = subprocess.run(
+      [
+          sys.executable, '-c', TRACE, f'{FOLDER}/landscape.py', row,
+          'landscape', str(kept['seed']), str(kept['learning_rate']),
+      ],
+      env={**os.environ, 'XLA_FLAGS': PLAIN, 'PYTHONPATH': str(ROOT)},
+      stdout=subprocess.PIPE, check=True,
+  ).stdout
   np.testing.assert_allclose(
-      made['trace'][:first], kept['trace'][:first], atol=2e-3
+      json.loads(trace)[:first], kept['trace'][:first], atol=2e-3
   )
 
 
